@@ -1,0 +1,284 @@
+"""Measure the course's code beside limits measured in the same run.
+
+Run it with: python tests/benchmark.py [--only ROW ...] [--markdown]
+
+    train      training tokens/s of the 124M model: against the machine's
+               matrix-multiply rate, and against a plain model with PyTorch's defaults
+    generate   greedy tokens/s of the 124M model: against what memory bandwidth allows,
+               and against a loop that reads the whole text for every token
+    bpe        BPETokenizer: seconds of training, encoding against tiktoken
+
+Each row runs in a process of its own, so that its peak memory is its own. Compare the
+ratios: on a busy machine the absolute numbers of one run are noisy.
+"""
+
+import argparse
+import multiprocessing
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from plain_gpt import PlainGPT
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from helpers import (  # noqa: E402
+    GPT_CONFIG_124M,
+    BPETokenizer,
+    GPTModel,
+    calc_loss_batch,
+    generate_text_simple,
+)
+
+MIRROR = Path(os.environ.get("COURSE_MIRROR", ROOT.parent / "shared" / "mirror"))
+CPU = torch.device("cpu")
+
+
+class Line(NamedTuple):
+    """One line of the table: a figure, its limit, how they compare, and the aim."""
+
+    what: str
+    measured: str
+    limit: str
+    ratio: str
+    target: str
+    reached: str
+
+
+def line(what, measured, limit, unit, target=None, percent=False):
+    """Return a line whose ratio is `measured / limit`, the higher the better."""
+    ratio = measured / limit
+    show = "{:.0%}".format if percent else "{:.2f}x".format
+    aim = "" if target is None else f"at least {show(target)}"
+    reached = "" if target is None else "yes" if ratio >= target else "NO"
+    numbers = [f"{value:,.4g} {unit}" for value in (measured, limit)]
+    return Line(what, *numbers, show(ratio), aim, reached)
+
+
+def seconds(function, *args):
+    """Return how long one call takes."""
+    start = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - start
+
+
+def model_124m(build=GPTModel):
+    """Return a 124M model, untied as in the book, with the weights of seed 123."""
+    torch.manual_seed(123)
+    return build(GPT_CONFIG_124M)
+
+
+# Limits of the machine
+
+
+def multiply_rate(size=3072, repeats=4):
+    """Return the best rate of a large square matrix product, in operations/s."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    return 2 * size**3 / min(seconds(torch.matmul, a, b) for _ in range(repeats))
+
+
+def memory_bandwidth(numbers=100_000_000, repeats=8):
+    """Return the best rate at which a 400 MB tensor is summed, in bytes/s."""
+    x = torch.ones(numbers)
+    return 4 * numbers / min(seconds(torch.sum, x) for _ in range(repeats))
+
+
+def weights_read(model):
+    """Return how many weights every token is multiplied with: not the embeddings."""
+    embeddings = (model.tok_emb, model.pos_emb)
+    return sum(p.numel() for p in model.parameters()) - sum(
+        p.numel() for embedding in embeddings for p in embedding.parameters()
+    )
+
+
+# Rows
+
+
+def train(B=2, T=256, rounds=4):
+    """Training tokens/s of the 124M model at context 256."""
+    idx = torch.randint(0, GPT_CONFIG_124M["vocab_size"], (B, T + 1))
+
+    def stepper(model, **options):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, **options)
+
+        def step():
+            optimizer.zero_grad()
+            calc_loss_batch(idx[:, :-1], idx[:, 1:], model, CPU).backward()
+            optimizer.step()
+
+        return step
+
+    model = model_124m()
+    ours, plain = stepper(model, fused=True), stepper(model_124m(PlainGPT))
+    ours(), plain()  # warm up: the optimizers take their memory
+    times, rates = {ours: [], plain: []}, []
+    for _ in range(rounds):
+        for step in (ours, plain):
+            times[step].append(seconds(step))
+        rates.append(multiply_rate())
+    attention = 12 * GPT_CONFIG_124M["n_layers"] * GPT_CONFIG_124M["emb_dim"] * T
+    operations = 6 * weights_read(model) + attention  # for one token
+    speed, plain_speed = (B * T / statistics.median(times[s]) for s in (ours, plain))
+    title = f"training 124M, {B} x {T} tokens:"
+    return [
+        line(
+            f"{title} matrix-multiply rate",
+            *(speed, max(rates) / operations, "tokens/s", 0.75, True),
+        ),
+        line(f"{title} plain loop", speed, plain_speed, "tokens/s", 1.5),
+    ]
+
+
+@torch.no_grad()
+def generate(new=100, rounds=4):
+    """Greedy tokens/s of the 124M model, one sequence."""
+    model, idx = model_124m().eval(), torch.tensor([[15496, 11, 314, 716]])
+
+    def uncached():
+        text = idx
+        for _ in range(new):
+            best = model(text)[:, -1].argmax(dim=-1, keepdim=True)
+            text = torch.cat((text, best), dim=1)
+
+    generate_text_simple(model, idx, 3, 1024)  # warm up
+    times, plain_times, rates = [], [], []
+    for repeat in range(rounds):
+        times.append(seconds(generate_text_simple, model, idx, new, 1024))
+        rates.append(memory_bandwidth())
+        if repeat % 2 == 0:
+            plain_times.append(seconds(uncached))
+    cached_tokens = idx.shape[1] + new / 2  # on average
+    cache = 2 * GPT_CONFIG_124M["n_layers"] * GPT_CONFIG_124M["emb_dim"] * cached_tokens
+    bytes_per_token = 4 * (weights_read(model) + cache)
+    speed, plain_speed = (new / statistics.median(t) for t in (times, plain_times))
+    title = f"generating {new} tokens, 124M:"
+    return [
+        line(
+            f"{title} memory bandwidth",
+            *(speed, max(rates) / bytes_per_token, "tokens/s", 0.7, True),
+        ),
+        line(f"{title} uncached loop", speed, plain_speed, "tokens/s", 6),
+    ]
+
+
+def made_up_text(size):
+    """Return `size` characters: made-up words, as frequent as Zipf's law has it."""
+    rng = random.Random(1)
+    parts = [a + b for a in "bcdfghklmnprstvw" for b in "aeiou"] + list("nrst")
+    words = ["".join(rng.choices(parts, k=rng.randint(1, 5))) for _ in range(60_000)]
+    weights = [1 / (rank + 3) for rank in range(len(words))]
+    words = rng.choices(words, weights, k=size // 4)
+    marks = rng.choices([" ", " ", " ", " ", " ", ", ", ".\n", " 17 "], k=len(words))
+    text = "".join(word + mark for word, mark in zip(words, marks, strict=True))
+    return text[:size]
+
+
+def text_and_name(size):
+    """Return `size` bytes of the mirror's books, or of made-up text, and its name."""
+    books = sorted(MIRROR.glob("gutenberg/*.txt"))
+    data = b"".join(book.read_bytes() for book in books)
+    if len(data) < size:
+        return made_up_text(size), "made-up words"
+    return data[:size].decode("utf-8", errors="ignore"), "books"
+
+
+def bpe():
+    """Seconds to train a tokenizer, and MB/s to encode with it."""
+    text, name = text_and_name(12_000_000)
+    small = text[:130_000]
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "text.txt"
+        path.write_text(text, encoding="utf-8", newline="")
+        for source, size, entries, limit in (
+            (small, "130 kB", 500, 1.5),
+            (path, "12 MB", 8192, 240),
+        ):
+            tokenizer = BPETokenizer()
+            took = seconds(tokenizer.train, source, entries)
+            what = f"BPE, {entries:,} entries from {size} of {name}"
+            numbers = (f"{took:.3g} s", f"{limit} s", f"{took / limit:.0%}")
+            reached = "yes" if took <= limit else "NO"
+            lines.append(Line(what, *numbers, "at most 100%", reached))
+    theirs, sample = tokenizer.to_tiktoken(), text[-4_000_000:]
+    assert tokenizer.encode(sample) == theirs.encode(sample), "tiktoken disagrees"
+    megabytes = len(sample.encode("utf-8")) / 1e6
+    tokenizer.ids_of.cache_clear()
+    speed, speed_again, their_speed = (
+        megabytes / seconds(t.encode, sample) for t in (tokenizer, tokenizer, theirs)
+    )
+    what = f"encoding {megabytes:.0f} MB of {name}: tiktoken"
+    return [
+        *lines,
+        line(what, speed, their_speed, "MB/s", percent=True),
+        line(
+            f"{what} (words met before)", speed_again, their_speed, "MB/s", None, True
+        ),
+    ]
+
+
+ROWS = {"train": train, "generate": generate, "bpe": bpe}
+
+
+# The table
+
+
+def peak_memory():
+    """Return the most memory that this process has held, in GB; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+def run_row(row):
+    """Return the lines of a row, its seconds and its peak memory."""
+    start = time.perf_counter()
+    lines = ROWS[row]()
+    return lines, time.perf_counter() - start, peak_memory()
+
+
+def table(lines, markdown):
+    """Return the lines as an aligned table, plain or in Markdown."""
+    head = ("measured in one run", "figure", "limit", "ratio", "target", "reached")
+    rows = [head, *lines]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    cells = [
+        [cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in rows
+    ]
+    cells.insert(1, ["-" * width for width in widths])
+    if markdown:
+        return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    return "\n".join("  ".join(row).rstrip() for row in cells)
+
+
+def main():
+    """Run the rows that were asked for and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", action="extend", choices=ROWS)
+    parser.add_argument("--markdown", action="store_true")
+    options = parser.parse_args()
+    lines, notes = [], []
+    spawn = multiprocessing.get_context("spawn")
+    for row in options.only or ROWS:
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            row_lines, took, peak = pool.submit(run_row, row).result()
+        lines += row_lines
+        memory = "peak memory unknown" if peak is None else f"peak memory {peak:.2f} GB"
+        notes.append(f"{row}: {took:.0f} s, {memory}")
+    print(table(lines, options.markdown))
+    print(f"\nPyTorch {torch.__version__}, {torch.get_num_threads()} threads")
+    print("\n".join(f"- {note}" if options.markdown else note for note in notes))
+
+
+if __name__ == "__main__":
+    main()
