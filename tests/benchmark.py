@@ -8,8 +8,10 @@ Run it with: python tests/benchmark.py [--only ROW ...] [--markdown]
                and against a loop that reads the whole text for every token
     bpe        BPETokenizer: seconds of training, encoding against tiktoken
 
-Each row runs in a process of its own, so that its peak memory is its own. Compare the
-ratios: on a busy machine the absolute numbers of one run are noisy.
+Each row runs in a process of its own, so that its peak memory is its own. A figure and
+its limit are measured in turn; both are medians of the rounds, and the limit of a round
+is its best of several. Compare the ratios, and leave the machine alone meanwhile: two
+threads that wait for each other are slowed down many times by other work.
 """
 
 import argparse
@@ -130,7 +132,7 @@ def train(B=2, T=256, rounds=4):
     return [
         line(
             f"{title} matrix-multiply rate",
-            *(speed, max(rates) / operations, "tokens/s", 0.75, True),
+            *(speed, statistics.median(rates) / operations, "tokens/s", 0.75, True),
         ),
         line(f"{title} plain loop", speed, plain_speed, "tokens/s", 1.5),
     ]
@@ -162,7 +164,7 @@ def generate(new=100, rounds=4):
     return [
         line(
             f"{title} memory bandwidth",
-            *(speed, max(rates) / bytes_per_token, "tokens/s", 0.7, True),
+            *(speed, statistics.median(rates) / bytes_per_token, "tokens/s", 0.7, True),
         ),
         line(f"{title} uncached loop", speed, plain_speed, "tokens/s", 6),
     ]
