@@ -50,9 +50,6 @@ DATA = Path(__file__).resolve().parent / "data"
 DOWNLOADS = DATA / "downloads"
 RUNS = DATA / "runs"
 
-# On Linux, ask for memory in large pages: fewer page faults in a training step.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
 mpl.rcParams.update(
     {
         "figure.figsize": (6.4, 3.6),
