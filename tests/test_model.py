@@ -36,15 +36,6 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Use one thread here: for tiny models more are slower, above all on a busy CPU."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def tiny_model(**changes):
     """Return a small model in float64, ready to generate."""
     torch.manual_seed(1)

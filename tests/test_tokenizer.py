@@ -395,7 +395,15 @@ def test_training_from_a_path_equals_training_from_the_text(tmp_path):
     assert from_path.special_tokens == from_text.special_tokens
 
 
-@pytest.mark.parametrize(("size", "special"), [(255, ()), (0, ()), (257, ("x", "y"))])
+@pytest.mark.parametrize("special", ["<|x|>", ["<x>", "<x>"], ["x"], ["a b"], [""]])
+def test_unusable_special_tokens_are_refused_before_training(special):
+    with pytest.raises(ValueError, match="expected"):
+        BPETokenizer().train("a text", 300, special)
+
+
+@pytest.mark.parametrize(
+    ("size", "special"), [(255, ()), (0, ()), (257, ("<x>", "<y>"))]
+)
 def test_a_vocabulary_without_room_for_the_bytes_is_refused(size, special):
     needed = 256 + len(special)
     with pytest.raises(ValueError, match=f"vocab_size={size}, expected at .* {needed}"):

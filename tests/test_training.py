@@ -55,15 +55,6 @@ TINY = {
 TEXT = "The ferryman rowed from one bank to the other and back. " * 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Use one thread here: for tiny models more are slower, above all on a busy CPU."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def tiny_model(seed=1, **changes):
     """Return a small model with the weights of `seed`."""
     torch.manual_seed(seed)
