@@ -32,7 +32,8 @@ def pytest_collection_modifyitems(items):
     """Apply the tag `real-data`, and leave stderr out of every comparison."""
     cells = [item for item in items if hasattr(item, "cell")]
     real = has_real_data() if cells else True
+    for notebook in {item.parent for item in cells}:
+        notebook.skip_compare += ("stderr",)
     for item in cells:
-        item.parent.skip_compare += ("stderr",)
         if not real and "real-data" in item.cell.metadata.get("tags", []):
             item.options["check"] = False
