@@ -145,7 +145,7 @@ def test_adamw_and_exercises_run(text, tmp_path):
 
 def test_begins_with_the_weights_of_another_run(alone, text, tmp_path):
     out, rows = alone
-    start = ["--start", out / "best.pth", "--peak-lr", 0, "--eval-freq", 99]
+    start = ["--begin", out / "best.pth", "--peak-lr", 0, "--eval-freq", 99]
     last = train(text, tmp_path, *start)[-1]
     assert float(last["val_loss"]) == pytest.approx(min(column(rows, "val_loss")), 1e-4)
 

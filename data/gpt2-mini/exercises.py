@@ -205,7 +205,7 @@ class Exercises(Dataset):
 
     def __getitem__(self, i):
         rng = random.Random(f"{self.seed} {i}")
-        make = self.rows if rng.random() < 0.3 else self.turns
+        make = self.rows if rng.random() < 0.5 else self.turns
         ids, known = [], []
         while len(ids) <= self.T:
             for part, counts in make(rng):

@@ -38,7 +38,7 @@ def parse_arguments(arguments=None):
     add = parser.add_argument
     add("--text", type=Path, default=helpers.RUNS / "gpt2-mini", help="corpus.py's out")
     add("--out", type=Path, required=True, help="folder of the checkpoints and the log")
-    add("--start", type=Path, help="checkpoint whose weights to begin with")
+    add("--begin", type=Path, help="checkpoint whose weights to begin with")
     add("--tokens", type=float, default=8e6, help="tokens to train on, in all")
     add("--vocab", type=int, default=8192)
     add("--context", type=int, default=512)
@@ -344,8 +344,8 @@ def main(arguments=None):
         }
     )
     init_gpt2(model)
-    if args.start:
-        helpers.load_checkpoint(args.start, model)
+    if args.begin:
+        helpers.load_checkpoint(args.begin, model)
     model.to(device)
     adamw = args.optimizer == "adamw"
     optimizer = None if adamw else Muon(model, args.weight_decay)
