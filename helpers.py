@@ -1,10 +1,12 @@
-"""Everything that the seven notebooks build, one section a chapter.
+"""Everything that the notebooks build, one section a chapter.
 
     Opening   devices, seeds, data files, plot style
     1         tokenizers and data loaders
     2         attention
     3         the GPT architecture
     4         pretraining and generation
+    5         OpenAI's weights
+    6         a spam filter
 
 Each definition is built and explained in the notebook that its docstring names;
 here it stands once more for the chapters after it, with its full documentation.
@@ -14,7 +16,9 @@ Shapes are written with these letters: `B` batch, `T` tokens, `C` embedding widt
 """
 
 import base64
-import hashlib
+import copy
+import csv
+import errno
 import heapq
 import json
 import math
@@ -24,8 +28,8 @@ import re
 import shutil
 import zipfile
 from collections import Counter, defaultdict
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -33,13 +37,14 @@ from typing import NamedTuple
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pooch
 import regex
 import tiktoken
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 # =====================================================================================
@@ -87,13 +92,14 @@ def set_seed(seed: int) -> None:
 class DataFile(NamedTuple):
     """A public file: addresses in order, size in bytes, SHA-256, stand-in, member.
 
-    `sample` names the file in `data/` that takes its place where it can't be had;
-    `member` the one file wanted out of it, where it is a zip archive.
+    Size and SHA-256 are None where they aren't known. `sample` names the file in
+    `data/` that takes its place where it can't be had; `member` the one file wanted
+    out of it, where it is a zip archive.
     """
 
     urls: tuple[str, ...]
-    size: int
-    sha256: str
+    size: int | None
+    sha256: str | None
     sample: str | None = None
     member: str | None = None
 
@@ -110,12 +116,14 @@ FILES = {
         ("https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",),
         203_415,
         "1587ea43e58e82b14ff1f5425c88e17f8496bfcdb67a583dbff9eefaf9963ce3",
+        sample="sms-sample.tsv",
         member="SMSSpamCollection",
     ),
     "instruction-data.json": DataFile(
         (f"{_BOOK}/ch07/01_main-chapter-code/instruction-data.json",),
         203_524,
         "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944",
+        sample="instructions-sample.json",
     ),
 }
 _MEMBER_LIMIT = 64 * 2**20  # no archive of the course unpacks to more than this
@@ -145,22 +153,34 @@ def fetch(name: str) -> Path:
     file = FILES[name]
     if os.environ.get("COURSE_OFFLINE") == "1":
         return _sample(name, "COURSE_OFFLINE=1 is set")
-    file_name = file.urls[0].rsplit("/", 1)[1]
-    mirror = os.environ.get("COURSE_MIRROR", "")
-    is_address = mirror.startswith(("http://", "https://"))
-    folders = [DOWNLOADS] + ([Path(mirror)] if mirror and not is_address else [])
-    urls = ((f"{mirror.rstrip('/')}/{file_name}",) if is_address else ()) + file.urls
-    sources = [lambda f=f: _find(f / file_name, file) for f in folders]
-    sources += [lambda u=u: _download(u, file_name, file) for u in urls]
-    for source in sources:
+    for source in _sources(file):
         try:
             path = source()
             if path is not None:
                 return _unpack(path, file.member) if file.member else path
-        except OSError as error:  # no permission, or no space to unpack
+        except OSError as error:  # no permission, or no space on the disk
             reason = error.strerror or type(error).__name__
+            file_name = file.urls[0].rsplit("/", 1)[1]
             _say_once(f"{file_name}: {reason}; trying the next source.")
     return _sample(name, "no source has it")
+
+
+def _sources(file: DataFile, inside: str = "") -> list:
+    """Return a function for each source of `file`, in order: it gives a path or None.
+
+    `inside` is its folder, such as `"gpt2/124M"`, in `data/downloads/` and the mirror.
+    """
+    name = file.urls[0].rsplit("/", 1)[1]
+    here = DOWNLOADS / inside / name
+    mirror, paths, urls = os.environ.get("COURSE_MIRROR", ""), [here], file.urls
+    if mirror.startswith(("http://", "https://")):
+        parts = (mirror.rstrip("/"), inside, name)
+        urls = ("/".join(part for part in parts if part), *urls)
+    elif mirror:
+        paths.append(Path(mirror) / inside / name)
+    return [partial(_find, path, file) for path in paths] + [
+        partial(_download, url, here, file) for url in urls
+    ]
 
 
 def _say_once(line: str) -> None:
@@ -187,11 +207,12 @@ def _fault(path: Path, file: DataFile) -> str | None:
     size = path.stat().st_size
     with path.open("rb") as stream:
         head = stream.read(512).lower()
-    if size != file.size:
-        is_page = b"<html" in head or b"<!doctype html" in head
+    is_page = b"<html" in head or b"<!doctype html" in head
+    if size != (file.size or size) or size == 0 or (is_page and file.size is None):
         kind = "an HTML page of " if is_page else ""
-        return f"got {kind}{size:,} bytes, expected {file.size:,}"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        wanted = f"{file.size:,}" if file.size else "a file of data"
+        return f"got {kind}{size:,} bytes, expected {wanted}"
+    digest = pooch.file_hash(str(path)) if file.sha256 else None
     if digest != file.sha256:
         return f"got SHA-256 {digest[:12]}..., expected {file.sha256[:12]}..."
     return None
@@ -205,13 +226,17 @@ def _find(path: Path, file: DataFile) -> Path | None:
     if fault is None:
         return path
     _say_once(f"{path.name} in {path.parent.name}/: {fault}; trying the next source.")
-    if path.parent == DOWNLOADS:
+    if path.is_relative_to(DOWNLOADS):
         path.unlink(missing_ok=True)
     return None
 
 
-def _download(url: str, file_name: str, file: DataFile) -> Path | None:
-    """Download `url` to `data/downloads/` whole or not at all; None if that failed."""
+def _download(url: str, path: Path, file: DataFile) -> Path | None:
+    """Download `url` to `path`, whole or not at all; None if that failed.
+
+    Raises:
+        OSError: the disk is full, so that no other address would help.
+    """
 
     def get(url, output_file, registry):
         pooch.HTTPDownloader(progressbar=True, timeout=(5, 30))(
@@ -223,17 +248,19 @@ def _download(url: str, file_name: str, file: DataFile) -> Path | None:
 
     pooch.get_logger().setLevel("WARNING")
     store = pooch.create(
-        DOWNLOADS,
+        path.parent,
         base_url="",
-        registry={file_name: f"sha256:{file.sha256}"},
-        urls={file_name: url},
+        registry={path.name: f"sha256:{file.sha256}" if file.sha256 else None},
+        urls={path.name: url},
         retry_if_failed=1,
     )
     try:
-        return Path(store.fetch(file_name, downloader=get))
+        return Path(store.fetch(path.name, downloader=get))
     except (OSError, ValueError) as error:  # requests' own errors are OSErrors
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
         reason = str(error) if isinstance(error, ValueError) else type(error).__name__
-        _say_once(f"{file_name} from {url}: {reason}; trying the next source.")
+        _say_once(f"{path.name} from {url}: {reason}; trying the next source.")
         return None
 
 
@@ -1682,6 +1709,9 @@ def train_model(
     eval_iter=None,
     run_dir=None,
     resume=False,
+    optimizer=None,
+    report=None,
+    saves=True,
 ):
     """Train as one would at scale: schedule, clipping, accumulation, checkpoints.
 
@@ -1701,6 +1731,9 @@ def train_model(
         eval_iter: batches of each loader in an evaluation; all by default.
         run_dir: folder of the checkpoints; none are written without it.
         resume: go on from `last.pth` in `run_dir`, if it is there.
+        optimizer: AdamW with `param_groups`, unless another is given.
+        report: called with the history after each evaluation.
+        saves: False leaves the writing to another process that trains along.
 
     Returns:
         A dictionary of lists: step, tokens_seen, lr, train_loss, val_loss.
@@ -1714,9 +1747,9 @@ def train_model(
     # Plan
     check_loaders(train_loader, val_loader)
     total_steps = math.ceil(num_epochs * len(train_loader) / accumulate)
-    optimizer = torch.optim.AdamW(
-        param_groups(model, weight_decay), lr=peak_lr, betas=(0.9, 0.95), fused=True
-    )
+    if optimizer is None:
+        groups = param_groups(model, weight_decay)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
     stream = BatchStream(train_loader)
     history = {k: [] for k in ("step", "tokens_seen", "lr", "train_loss", "val_loss")}
     # Resume
@@ -1744,11 +1777,13 @@ def train_model(
         for column, value in zip(history.values(), row, strict=True):
             column.append(value)
         # Keep
-        if last:
+        if last and saves:
             if losses[1] == min(history["val_loss"]):
                 save_checkpoint(last.with_name("best.pth"), model, history=history)
             place = {"stream": stream.state_dict(), "random": random_state()}
             save_checkpoint(last, model, optimizer, history=history, **place)
+        if report:
+            report(history)
     return history
 
 
@@ -1851,3 +1886,1361 @@ def generate(
                 break
         idx = torch.cat((idx, idx_next), dim=1)
     return idx
+
+
+# =====================================================================================
+# Chapter 5: loading weights
+# =====================================================================================
+
+HPARAMS = {  # OpenAI's names of what our configuration holds
+    "n_vocab": "vocab_size",
+    "n_ctx": "context_length",
+    "n_embd": "emb_dim",
+    "n_head": "n_heads",
+    "n_layer": "n_layers",
+}
+
+GPT2_STATE = b"""\
+model_checkpoint_path: "model.ckpt"
+all_model_checkpoint_paths: "model.ckpt"
+"""
+
+GPT2_NAMES = (  # the weights first, and last the file without which none can be read
+    "model.ckpt.data-00000-of-00001",
+    "checkpoint",
+    "encoder.json",
+    "hparams.json",
+    "vocab.bpe",
+    "model.ckpt.index",
+)
+
+
+@lru_cache
+def import_tensorflow():
+    """Return the module `tensorflow`: loaded when first needed, quiet, without GPUs.
+
+    Its compiled parts greet on file descriptor 2, which goes nowhere meanwhile; and
+    unless it is told otherwise, it takes all the memory of a GPU.
+
+    Built in notebook 05.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        import tensorflow as tf
+
+        with suppress(RuntimeError):  # your own TensorFlow has a GPU in use already
+            tf.config.set_visible_devices([], "GPU")
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+    return tf
+
+
+def gpt2_places(model):
+    """Map the name of each tensor in OpenAI's files to the parameters that it holds.
+
+    Args:
+        model: a `GPTModel` with `qkv_bias`.
+
+    Returns:
+        A dictionary from name to a list of parameters: three for the fused queries,
+        keys and values, else one.
+
+    Built in notebook 05.
+    """
+    places = {
+        "model/wte": [model.tok_emb.weight],
+        "model/wpe": [model.pos_emb.weight],
+        "model/ln_f/g": [model.final_norm.scale],
+        "model/ln_f/b": [model.final_norm.shift],
+    }
+    for i, block in enumerate(model.trf_blocks):
+        att, layers = block.att, block.ff.layers
+        for name, linears in (
+            ("attn/c_attn", (att.W_query, att.W_key, att.W_value)),
+            ("attn/c_proj", (att.out_proj,)),
+            ("mlp/c_fc", (layers[0],)),
+            ("mlp/c_proj", (layers[2],)),
+        ):
+            places[f"model/h{i}/{name}/w"] = [linear.weight for linear in linears]
+            places[f"model/h{i}/{name}/b"] = [linear.bias for linear in linears]
+        for name, norm in (("ln_1", block.norm1), ("ln_2", block.norm2)):
+            places[f"model/h{i}/{name}/g"] = [norm.scale]
+            places[f"model/h{i}/{name}/b"] = [norm.shift]
+    return places
+
+
+def join_parameters(name, parameters):
+    """Return one of OpenAI's tensors, made from the parameters that it holds.
+
+    Args:
+        name: as in `gpt2_places`; weights of linear layers end in `/w`.
+        parameters: weights `(n_out, n_in)`, or anything else, to be joined.
+
+    Returns:
+        `(1, n_in, sum of n_out)` for weights; everything else joined as it is.
+
+    Built in notebook 05.
+    """
+    joined = torch.cat([parameter.detach() for parameter in parameters])
+    return joined.t()[None] if name.endswith("/w") else joined
+
+
+def fill_parameters(name, parameters, array):
+    """Put one of OpenAI's tensors into the parameters that it holds.
+
+    What need not be turned is not copied either: the embedding of the tokens, by far
+    the largest tensor, stays where TensorFlow has put it.
+
+    Args:
+        name, parameters: as in `join_parameters`.
+        array: NumPy array in OpenAI's shape, which nobody else goes on using.
+
+    Built in notebook 05.
+    """
+    tensor = torch.from_numpy(array)
+    if name.endswith("/w"):
+        tensor = tensor[0].t()  # (1, n_in, n_out) -> (n_out, n_in)
+    parts = tensor.split([len(parameter) for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.data = part.contiguous()
+
+
+def empty_model(config):
+    """Return a `GPTModel` whose memory is reserved but not yet written.
+
+    Built first on PyTorch's `meta` device, where tensors have shapes and no numbers,
+    so that no time or memory goes into random weights.
+
+    Built in notebook 05.
+    """
+    with torch.device("meta"):
+        model = GPTModel(config)
+    model.to_empty(device="cpu")
+    if config.get("tie_weights", False):
+        model.out_head.weight = model.tok_emb.weight
+    return model
+
+
+def read_hparams(folder):
+    """Return the configuration that the `hparams.json` of a folder describes.
+
+    Raises:
+        ValueError: the folder has none, or it doesn't describe a model.
+
+    Built in notebook 05.
+    """
+    path = Path(folder) / "hparams.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{path.parent.name} holds no hparams.json, expected a folder in OpenAI's "
+            f"format with {sorted(GPT2_NAMES)}"
+        )
+    try:
+        hparams = json.loads(path.read_text(encoding="utf-8"))
+        config = {ours: hparams.pop(theirs) for theirs, ours in HPARAMS.items()}
+        if hparams:
+            raise ValueError(f"unknown keys {[*hparams]}")
+        config |= {"drop_rate": 0.0, "qkv_bias": True, "tie_weights": True}
+        check_config(config)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"hparams.json in {path.parent.name} doesn't describe a GPT-2 ({error}), "
+            f"expected a JSON object with the keys {[*HPARAMS]}"
+        ) from error
+    return config
+
+
+def check_tensors(folder, config, shapes, dtypes):
+    """Raise a ValueError if an index doesn't list the tensors of a configuration.
+
+    Args:
+        folder: the checkpoint, whose data file must have the size that follows.
+        config: a configuration.
+        shapes, dtypes: dictionaries from name to shape and to type, of the index.
+
+    Built in notebook 05.
+    """
+    expected = {}
+    if config["n_layers"] <= len(shapes):  # more couldn't fit, and would take long
+        with torch.device("meta"):
+            places = gpt2_places(GPTModel(config))
+        expected = {k: [*join_parameters(k, p).shape] for k, p in places.items()}
+    for name in sorted(expected.keys() | shapes.keys()):
+        if shapes.get(name) != expected.get(name):
+            raise ValueError(
+                f"{folder.name}: {name} has the shape {shapes.get(name)} in "
+                f"model.ckpt.index and {expected.get(name)} by hparams.json (None: no "
+                f"such tensor). Take all files from one GPT-2 model"
+            )
+        if dtypes[name].name not in ("float32", "float16"):
+            raise ValueError(
+                f"{folder.name}: {name} is {dtypes[name].name}, expected float32 or "
+                f"float16: write the checkpoint again in one of them"
+            )
+    size = (folder / GPT2_NAMES[0]).stat().st_size
+    wanted = sum(math.prod(shapes[name]) * dtypes[name].size for name in shapes)
+    if size != wanted:
+        raise ValueError(
+            f"{folder.name}: {GPT2_NAMES[0]} has {size:,} bytes, expected {wanted:,}: "
+            f"it is cut short or of another model. Delete it and download it again"
+        )
+
+
+def stream_tensors(reader, names):
+    """Yield tensors one at a time, so that memory never holds more than one.
+
+    TensorFlow compares each with its CRC-32C, a check sum in the index.
+
+    Args:
+        reader: TensorFlow's reader of a checkpoint.
+        names: of the tensors wanted.
+
+    Returns:
+        An iterator over pairs of name and float32 array.
+
+    Raises:
+        ValueError: a damaged tensor.
+
+    Built in notebook 05.
+    """
+    for name in names:
+        try:
+            array = reader.get_tensor(name)
+        except import_tensorflow().errors.OpError as error:
+            raise ValueError(
+                f"{name} is damaged: {GPT2_NAMES[0]} doesn't hold what "
+                f"model.ckpt.index says. Delete both and download or write them again"
+            ) from error
+        yield name, array.astype(np.float32, copy=False)
+
+
+def read_gpt2_checkpoint(folder):
+    """Open a folder in OpenAI's format.
+
+    Names, shapes, types and the size of the data file are checked at once; the
+    numbers are read, and checked, one tensor at a time, the largest first.
+
+    Args:
+        folder: holds the files in `GPT2_NAMES`.
+
+    Returns:
+        A configuration, and an iterator over pairs `(name, array)`: OpenAI's names
+        and shapes, as `gpt2_places` and `join_parameters` have them, in float32.
+
+    Raises:
+        FileNotFoundError: no such folder, or it lacks the weights.
+        ValueError: a file or tensor that is missing, damaged, or doesn't fit; the
+            message names it.
+
+    Built in notebook 05.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"got {folder.name!r}, expected a checkpoint's folder")
+    config = read_hparams(folder)
+    missing = [n for n in GPT2_NAMES if "ckpt" in n and not (folder / n).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder.name} lacks {missing}: download or write the checkpoint again"
+        )
+    tf = import_tensorflow()
+    try:
+        reader = tf.train.load_checkpoint(str(folder / "model.ckpt"))
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder.name}: model.ckpt.index is damaged. Delete it and download or "
+            f"write the checkpoint again"
+        ) from error
+    shapes = reader.get_variable_to_shape_map()
+    check_tensors(folder, config, shapes, reader.get_variable_to_dtype_map())
+    largest_first = sorted(shapes, key=lambda name: (-math.prod(shapes[name]), name))
+    return config, stream_tensors(reader, largest_first)
+
+
+def check_writable(model, tokenizer, dtype):
+    """Raise a ValueError if OpenAI's format can't hold a model with its tokenizer.
+
+    Args:
+        model, tokenizer, dtype: see `write_gpt2_checkpoint`.
+
+    Built in notebook 05.
+    """
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"got dtype={dtype!r}, expected 'float32' or 'float16'")
+    if not model.cfg["qkv_bias"]:
+        raise ValueError(
+            "got a model with qkv_bias=False, expected True: OpenAI's format has "
+            "biases for queries, keys and values"
+        )
+    head, embedding = model.out_head, model.tok_emb.weight
+    if getattr(head, "bias", None) is not None or not torch.equal(
+        head.weight, embedding
+    ):
+        raise ValueError(
+            "got an output head of its own, expected the weights of the token "
+            "embedding: OpenAI's format has no place for a head; use save_checkpoint"
+        )
+    n_vocab = getattr(tokenizer, "n_vocab", None)
+    if n_vocab != model.cfg["vocab_size"] or not hasattr(tokenizer, "save"):
+        raise ValueError(
+            f"got a tokenizer with {n_vocab} entries, expected a BPETokenizer with "
+            f"the {model.cfg['vocab_size']} of the model"
+        )
+
+
+def openai_tensors(model, dtype):
+    """Return the tensors of a model under OpenAI's names, as TensorFlow's.
+
+    Raises:
+        ValueError: a number that isn't finite, or too large for `dtype`.
+
+    Built in notebook 05.
+    """
+    tf, tensors = import_tensorflow(), {}
+    for name, parameters in gpt2_places(model).items():
+        array = join_parameters(name, parameters).float().cpu().numpy()
+        with np.errstate(over="ignore"):
+            array = array.astype(dtype, copy=False)
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"{name} has numbers that {dtype} can't hold (at most "
+                f"{np.finfo(dtype).max:.5g}, none of them NaN): use float32, or look "
+                f"where training went wrong"
+            )
+        tensors[name] = tf.constant(array)
+    return tensors
+
+
+def write_gpt2_checkpoint(folder, model, tokenizer, dtype="float32"):
+    """Write a model and its tokenizer as a folder in OpenAI's format.
+
+    Everything is first written beside `folder` and read again; only then do the files
+    take their places, the index last, without which no folder is read. So what stands
+    there is the old checkpoint, the new one, or (if the power fails between two
+    renames) one that `read_gpt2_checkpoint` refuses; never a mixture. Other files in
+    the folder stay.
+
+    Args:
+        folder: where the files in `GPT2_NAMES` go.
+        model: a `GPTModel` with `qkv_bias` and a head tied to the token embedding.
+        tokenizer: its `BPETokenizer`.
+        dtype: `"float32"`, or `"float16"` for half the size and three decimal digits.
+
+    Raises:
+        ValueError: a model that the format can't hold; the message says why.
+        OSError: the disk is full, or may not be written.
+
+    Built in notebook 05.
+    """
+    check_writable(model, tokenizer, dtype)
+    folder, tf = Path(folder).resolve(), import_tensorflow()
+    tensors = openai_tensors(model, dtype)
+    hparams = {theirs: model.cfg[ours] for theirs, ours in HPARAMS.items()}
+    temporary = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.tmp")
+    try:
+        tokenizer.save(temporary)
+        text = json.dumps(hparams, indent=2) + "\n"
+        (temporary / "hparams.json").write_bytes(text.encode("utf-8"))
+        (temporary / "checkpoint").write_bytes(GPT2_STATE)
+        tf.raw_ops.SaveV2(
+            prefix=str(temporary / "model.ckpt"),
+            tensor_names=list(tensors),
+            shape_and_slices=[""] * len(tensors),
+            tensors=list(tensors.values()),
+        )
+        read_gpt2_checkpoint(temporary)
+        move_checkpoint(temporary, folder)
+    except tf.errors.OpError as error:
+        raise OSError(f"{folder.name} can't be written: {error.message}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def move_checkpoint(source, folder):
+    """Move the files of a complete checkpoint into a folder, the index last.
+
+    Built in notebook 05.
+    """
+    for name in GPT2_NAMES:
+        with (source / name).open("rb+") as stream:
+            os.fsync(stream.fileno())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / GPT2_NAMES[-1]).unlink(missing_ok=True)
+    for name in GPT2_NAMES:
+        os.replace(source / name, folder / name)
+
+
+GPT2_ADDRESSES = (
+    "https://openaipublic.blob.core.windows.net/gpt-2/models",
+    "https://f001.backblazeb2.com/file/LLMs-from-scratch/gpt2",
+)
+
+GPT2_FILES = {  # bytes and SHA-256, as far as they are known
+    "124M": {
+        "model.ckpt.data-00000-of-00001": (
+            497_759_232,
+            "2060c885360cc0cf41d7a6dbc4d24b5127aae20260c8b5ae521b5a6578407118",
+        ),
+        "checkpoint": (
+            77,
+            "dd1b025d2e155283f5e300ce95bf6d5b6bc0f7fe010db73daa6975eb896ab9cb",
+        ),
+        "encoder.json": (
+            1_042_301,
+            "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+        ),
+        "hparams.json": (
+            90,
+            "d9d56e4121c427164e0c55c6f03c08e1daf9002b9b672825112d19097b680318",
+        ),
+        "vocab.bpe": (
+            456_318,
+            "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+        ),
+        "model.ckpt.index": (
+            5_215,
+            "71916f763f9746f9b2a06b12d91996cf1084ae008d0424543d39391c5f2dc687",
+        ),
+    },
+    "355M": {
+        "model.ckpt.data-00000-of-00001": (1_419_292_672, None),
+        "hparams.json": (91, None),
+        "model.ckpt.index": (10_399, None),
+    },
+    "774M": {"model.ckpt.data-00000-of-00001": (3_096_120_320, None)},
+    "1558M": {"model.ckpt.data-00000-of-00001": (6_230_444_800, None)},
+}
+
+
+def gpt2_file(size, name):
+    """Return the `DataFile` of one file of a GPT-2 folder.
+
+    The tokenizer is the same for all sizes.
+
+    Built in notebook 05.
+    """
+    same = "124M" if name in ("encoder.json", "vocab.bpe") else size
+    n_bytes, sha256 = GPT2_FILES[same].get(name, (None, None))
+    urls = tuple(f"{address}/{size}/{name}" for address in GPT2_ADDRESSES)
+    return DataFile(urls, n_bytes, sha256)
+
+
+def check_space(folder, needed):
+    """Raise an OSError if the disk of a folder has no room for so many bytes.
+
+    Built in notebook 05.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free on "
+            f"the disk of data/downloads: make room, or take a smaller model",
+        )
+
+
+def download_gpt2(size):
+    """Return a folder with OpenAI's files of a GPT-2, downloaded if need be.
+
+    The sources of each file, in order: `data/downloads/gpt2/SIZE/`; the folder or
+    address in `COURSE_MIRROR` (`gpt2/SIZE/` in it); OpenAI's address; a backup. A file
+    that is cut short, altered, or a web page is discarded with a line that says so.
+
+    Args:
+        size: `"124M"`, `"355M"`, `"774M"` or `"1558M"`.
+
+    Raises:
+        ValueError: no such size.
+        FileNotFoundError: a file can't be had, or `COURSE_OFFLINE=1` is set.
+        OSError: the disk has no room for it.
+
+    Built in notebook 05.
+    """
+    if size not in GPT2_FILES:
+        raise ValueError(f"got the size {size!r}, expected one of {[*GPT2_FILES]}")
+    if os.environ.get("COURSE_OFFLINE") == "1":
+        raise FileNotFoundError(
+            f"GPT-2 {size} can't be had (COURSE_OFFLINE=1 is set): unset it, or take "
+            f"'gpt2-mini'"
+        )
+    inside = f"gpt2/{size}"
+    folder, mirror = DOWNLOADS / inside, os.environ.get("COURSE_MIRROR") or DOWNLOADS
+    for place in (folder, Path(mirror) / inside):
+        if all((place / name).is_file() for name in GPT2_NAMES) and all(
+            _find(place / name, gpt2_file(size, name)) for name in GPT2_NAMES
+        ):
+            return place
+    for name in GPT2_NAMES:
+        file = gpt2_file(size, name)
+        if not (folder / name).is_file():
+            check_space(folder, file.size or 0)
+        paths = (path for source in _sources(file, inside) if (path := source()))
+        path = next(paths, None)
+        if path is None:
+            raise FileNotFoundError(
+                f"GPT-2 {size} can't be had (no source has {name}): connect to a "
+                f"network, or put OpenAI's files into data/downloads/{inside}/"
+            )
+        if path.parent != folder:
+            with atomic_write(folder / name) as temporary:
+                shutil.copyfile(path, temporary)
+    return folder
+
+
+def choose_gpt2(name=None):
+    """Return the folder of a GPT-2, or of gpt2-mini where OpenAI's can't be had.
+
+    Args:
+        name: a size, `"gpt2-mini"` (the course's own model), or the path of a folder;
+            by default what the environment variable `COURSE_MODEL` says, else
+            `"124M"`. If a size can't be had, one line says what is used in its place.
+
+    Raises:
+        ValueError: no such size.
+        FileNotFoundError: no such folder.
+
+    Built in notebook 05.
+    """
+    name = str(name or os.environ.get("COURSE_MODEL") or "124M")
+    try:
+        return gpt2_folder(name)
+    except OSError as error:
+        if name not in GPT2_FILES:
+            raise
+        why = error.strerror or str(error).split(":")[0]
+        _say_once(f"{why}, so the course's own gpt2-mini is used.")
+        return DATA / "gpt2-mini"
+
+
+def gpt2_folder(size_or_folder):
+    """Return the folder of a model, by its size or its path.
+
+    Args:
+        size_or_folder: a size, which is downloaded if need be; `"gpt2-mini"`; a path.
+
+    Raises:
+        ValueError: no such size.
+        FileNotFoundError: no such folder.
+
+    Built in notebook 05.
+    """
+    if size_or_folder in GPT2_FILES:
+        return download_gpt2(size_or_folder)
+    folder = DATA / "gpt2-mini"
+    if size_or_folder != "gpt2-mini":
+        folder = Path(size_or_folder)
+    if not folder.is_dir():
+        is_name = re.fullmatch(r"[\w.-]+", str(size_or_folder))
+        kind = ValueError if is_name else FileNotFoundError
+        raise kind(
+            f"got {str(size_or_folder)!r}, expected one of "
+            f"{[*GPT2_FILES, 'gpt2-mini']} or the path of a folder in OpenAI's format"
+        )
+    return folder
+
+
+def load_gpt2(size_or_folder):
+    """Build a GPT-2 with its pretrained weights, and its tokenizer.
+
+    One tensor at a time goes from the files into the model, so that little more memory
+    is needed than that of the model.
+
+    Args:
+        size_or_folder: a size, which is downloaded if need be (see `download_gpt2`);
+            `"gpt2-mini"`; or the path of a folder in OpenAI's format.
+
+    Returns:
+        The model, in evaluation mode on the CPU, its head tied to the token
+        embedding; and its tokenizer, a `tiktoken.Encoding`.
+
+    Raises:
+        ValueError: no such size, or a file or tensor that is missing, damaged, or
+            doesn't fit; the message names it.
+        FileNotFoundError: no such folder, or files that can't be had.
+        OSError: the disk has no room for a download.
+
+    Built in notebook 05.
+    """
+    folder = gpt2_folder(size_or_folder)
+    config, tensors = read_gpt2_checkpoint(folder)
+    if config != GPT2_CONFIGS.get(size_or_folder, config):
+        raise ValueError(
+            f"hparams.json in {folder.name} is of another model: got {config}, "
+            f"expected {GPT2_CONFIGS[size_or_folder]}. Delete the folder and load again"
+        )
+    tokenizer = get_tokenizer(str(folder))
+    if tokenizer.n_vocab != config["vocab_size"]:
+        raise ValueError(
+            f"encoder.json in {folder.name} has {tokenizer.n_vocab} entries, expected "
+            f"the {config['vocab_size']} of hparams.json: take both from one model"
+        )
+    model = empty_model(config)
+    places = gpt2_places(model)
+    for name, array in tqdm(tensors, "tensors", len(places), leave=False, delay=2):
+        fill_parameters(name, places[name], array)
+    return model.eval(), tokenizer
+
+
+# =====================================================================================
+# Chapter 6: a spam filter
+# =====================================================================================
+
+LABELS = {"ham": 0, "spam": 1}
+
+
+def check_messages(messages, name):
+    """Raise a ValueError if a table isn't one of labelled messages.
+
+    Args:
+        messages: a `pandas.DataFrame`.
+        name: what to call it in the message, such as the name of its file.
+
+    Built in notebook 06.
+    """
+    missing = [column for column in ("Label", "Text") if column not in messages]
+    if missing:
+        raise ValueError(
+            f"{name} lacks {missing}: got the columns {[*messages]}, expected 'Label' "
+            f"and 'Text'"
+        )
+    unknown = sorted(set(messages["Label"].astype(str)) - {*LABELS, "0", "1"})
+    if unknown:
+        raise ValueError(
+            f"{name}: got the labels {unknown[:5]}, expected 'ham' or 'spam' (or 0 or "
+            f"1): correct them or leave their messages out"
+        )
+    texts = messages["Text"].fillna("").astype(str)
+    empty = (texts.str.strip() == "").to_numpy().nonzero()[0]
+    if len(empty):
+        raise ValueError(
+            f"{name}: {len(empty)} of {len(messages)} messages are empty, first that "
+            f"in row {empty[0] + 1}: leave them out"
+        )
+
+
+def read_messages(path):
+    """Read a file with a label, a tab and a message in each line.
+
+    Args:
+        path: a UTF-8 file, such as `fetch("SMSSpamCollection")`.
+
+    Returns:
+        A `pandas.DataFrame` with the columns `Label` ("ham" or "spam") and `Text`.
+
+    Raises:
+        ValueError: see `check_messages`.
+
+    Built in notebook 06.
+    """
+    messages = pd.read_csv(
+        path,
+        sep="\t",
+        names=["Label", "Text"],
+        quoting=csv.QUOTE_NONE,  # a quotation mark is a character like any other
+        keep_default_na=False,  # and "null" a word
+        encoding="utf-8",
+    )
+    check_messages(messages, Path(path).name)
+    return messages
+
+
+def create_balanced_dataset(df, seed=123):
+    """Keep as many messages of each class as the rarer one has.
+
+    Args:
+        df: table with the columns `Label` and `Text`.
+        seed: chooses which messages of the more frequent class are kept.
+
+    Returns:
+        A table of the same columns, one class after the other.
+
+    Raises:
+        ValueError: a class without messages.
+
+    Built in notebook 06.
+    """
+    check_messages(df, "the table")
+    classes = df["Label"].astype(str).replace({str(v): k for k, v in LABELS.items()})
+    groups = [df[classes == label] for label in LABELS]
+    sizes = dict(zip(LABELS, map(len, groups), strict=True))
+    smallest = min(sizes.values())
+    if smallest == 0:
+        raise ValueError(f"got {sizes} messages, expected at least one of each class")
+    return pd.concat(
+        group if len(group) == smallest else group.sample(smallest, random_state=seed)
+        for group in groups
+    )
+
+
+def random_split(df, train_frac, validation_frac, seed=123):
+    """Shuffle a table and cut it into three parts; the rest is the test part.
+
+    Args:
+        df: the table.
+        train_frac, validation_frac: shares of the first two parts.
+        seed: decides the order.
+
+    Returns:
+        Three tables: training, validation, test.
+
+    Raises:
+        ValueError: shares that leave nothing for a part.
+
+    Built in notebook 06.
+    """
+    if min(train_frac, validation_frac) <= 0 or train_frac + validation_frac >= 1:
+        raise ValueError(
+            f"got train_frac={train_frac} and validation_frac={validation_frac}, "
+            f"expected two shares over 0 that add up to less than 1: the rest is the "
+            f"test part"
+        )
+    df = df.sample(frac=1, random_state=seed).reset_index(drop=True)
+    train_end = int(len(df) * train_frac)
+    validation_end = train_end + int(len(df) * validation_frac)
+    parts = df[:train_end], df[train_end:validation_end], df[validation_end:]
+    if min(map(len, parts)) == 0:
+        raise ValueError(
+            f"{len(df)} messages give parts of {[len(part) for part in parts]}, "
+            f"expected at least 1 in each: take more messages or other shares"
+        )
+    return parts
+
+
+def encode_message(text, tokenizer, max_length=None):
+    """Return the ids of a message, closed by the token for the end of a text.
+
+    The last token is then the same for every message. A tokenizer that has no
+    `<|endoftext|>` closes with nothing.
+
+    Args:
+        text: the message.
+        tokenizer: any object with tiktoken's `encode`.
+        max_length: tokens to keep, that at the end included; all by default.
+
+    Returns:
+        A list of ids, and whether the message was cut.
+
+    Built in notebook 06.
+    """
+    end = tokenizer.encode("<|endoftext|>", allowed_special="all")
+    end = end if len(end) == 1 else []
+    ids = tokenizer.encode(text, disallowed_special=())
+    room = len(ids) if max_length is None else max_length - len(end)
+    return ids[:room] + end, len(ids) > room
+
+
+class SpamDataset(Dataset):
+    """Labelled messages of a CSV file, as ids; see `encode_message`.
+
+    Args:
+        csv_file: UTF-8, with the columns `Label` (ham or spam, 0 or 1) and `Text`.
+        tokenizer: any object with tiktoken's `encode`.
+        max_length: tokens to keep of a longer message, from 1 to the model's
+            `context_length`; how many messages were cut is said in one line.
+
+    Attributes:
+        lengths: tokens of each message.
+        max_length: tokens of the longest message.
+        truncated: how many were cut.
+
+    Items are pairs: `(T,)` ids, and a tensor with the label, 0 for ham, 1 for spam.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a missing column, an unknown label, an empty message, no messages;
+            `max_length` under 1.
+
+    Built in notebook 06.
+    """
+
+    def __init__(self, csv_file, tokenizer, max_length=None):
+        name = Path(csv_file).name
+        if not Path(csv_file).is_file():
+            raise FileNotFoundError(f"got {name!r}, expected the path of a CSV file")
+        self.data = pd.read_csv(
+            csv_file, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+        )
+        check_messages(self.data, name)
+        if len(self.data) == 0:
+            raise ValueError(f"{name} holds no messages, expected at least one")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"got max_length={max_length}, expected 1 or more")
+        texts = [encode_message(t, tokenizer, max_length) for t in self.data["Text"]]
+        self.encoded_texts = [torch.tensor(ids) for ids, _ in texts]
+        self.lengths = [len(ids) for ids in self.encoded_texts]
+        self.max_length = max(self.lengths)
+        self.truncated = sum(was_cut for _, was_cut in texts)
+        if self.truncated:
+            print(
+                f"{name}: {self.truncated} of {len(texts)} messages have more than "
+                f"{max_length} tokens and were cut there."
+            )
+        classes = {str(number): number for number in LABELS.values()} | LABELS
+        self.labels = [torch.tensor(classes[label]) for label in self.data["Label"]]
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.encoded_texts[index], self.labels[index]
+
+
+def pad_batch(items, length=0):
+    """Put messages of different lengths into one tensor, filled with zeros behind.
+
+    Args:
+        items: pairs of a message, `(T,)` ids or `(T, C)` vectors, and its label.
+        length: fill up to this length at least.
+
+    Returns:
+        messages `(B, T)` or `(B, T, C)`, their true lengths `(B)`, labels `(B)`.
+
+    Built in notebook 06.
+    """
+    messages, labels = zip(*items, strict=True)
+    lengths = torch.tensor([len(message) for message in messages])
+    padded = nn.utils.rnn.pad_sequence(messages, batch_first=True)  # (B, T, ...)
+    missing = length - padded.shape[1]
+    if missing > 0:
+        more = padded.new_zeros(len(padded), missing, *padded.shape[2:])
+        padded = torch.cat((padded, more), dim=1)
+    return padded, lengths, torch.stack(labels)
+
+
+class LengthBatches(Sampler):
+    """Batches of messages of like length, so that little is spent on padding.
+
+    A group of random messages, enough for some batches, is sorted by length and cut
+    into batches, which follow one another in random order; then comes the next group.
+    So a batch holds neighbours in length, and a group is a fair mixture.
+
+    Args:
+        lengths: tokens of each message.
+        batch_size: messages in a batch.
+        shuffle: another order each time; without it, always the same.
+        group: batches that are sorted together.
+
+    Raises:
+        ValueError: `batch_size` under 1.
+
+    Built in notebook 06.
+    """
+
+    def __init__(self, lengths, batch_size=8, shuffle=True, group=4):
+        if batch_size < 1:
+            raise ValueError(f"got batch_size={batch_size}, expected 1 or more")
+        self.lengths, self.batch_size = lengths, batch_size
+        self.shuffle, self.group = shuffle, group
+
+    def __len__(self):
+        return math.ceil(len(self.lengths) / self.batch_size)
+
+    def __iter__(self):
+        generator = None if self.shuffle else torch.Generator().manual_seed(0)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        for start in range(0, len(order), self.group * self.batch_size):
+            group = order[start : start + self.group * self.batch_size]
+            group.sort(key=self.lengths.__getitem__)
+            cuts = range(0, len(group), self.batch_size)
+            batches = [group[i : i + self.batch_size] for i in cuts]
+            for i in torch.randperm(len(batches), generator=generator).tolist():
+                yield batches[i]
+
+
+def create_spam_loader(dataset, batch_size=8, shuffle=True):
+    """Return a DataLoader with batches of messages of like length.
+
+    Args:
+        dataset: a `SpamDataset`.
+        batch_size: messages in a batch.
+        shuffle: see `LengthBatches`.
+
+    Returns:
+        Batches `(messages, lengths, labels)`, see `pad_batch`.
+
+    Built in notebook 06.
+    """
+    batches = LengthBatches(dataset.lengths, batch_size, shuffle)
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=pad_batch)
+
+
+def count_frozen_blocks(model):
+    """Return how many blocks from the bottom up don't learn; 0 if the embeddings do.
+
+    Args:
+        model: a `GPTModel`.
+
+    Built in notebook 06.
+    """
+    parts = [nn.ModuleList([model.tok_emb, model.pos_emb]), *model.trf_blocks]
+    learns = [any(p.requires_grad for p in part.parameters()) for part in parts]
+    return max(0, learns.index(True) - 1) if True in learns else len(parts) - 1
+
+
+def run_block_at_last(block, x, lengths):
+    """Return what a block makes of the last real token of each message, and no other.
+
+    All tokens are asked for their keys and values, but only the last has a query, and
+    only its vector goes through the feed-forward network.
+
+    Args:
+        block: a `TransformerBlock`.
+        x: `(B, T, C)`, what the block reads.
+        lengths: `(B)`, tokens of each message without its padding.
+
+    Returns:
+        `(B, C)`.
+
+    Built in notebook 06.
+    """
+    B, T, _ = x.shape
+    att, drop = block.att, block.drop_shortcut
+    last = torch.arange(B, device=x.device), lengths - 1
+    normal = block.norm1(x)  # (B, T, C)
+    heads = (B, -1, att.num_heads, att.head_dim)
+    queries = att.W_query(normal[last]).view(heads).transpose(1, 2)  # (B, H, 1, D)
+    keys = att.W_key(normal).view(heads).transpose(1, 2)  # (B, H, T, D)
+    values = att.W_value(normal).view(heads).transpose(1, 2)  # (B, H, T, D)
+    real = torch.arange(T, device=x.device) < lengths[:, None]  # (B, T)
+    context = F.scaled_dot_product_attention(
+        queries,
+        keys,
+        values,
+        attn_mask=real[:, None, None],
+        dropout_p=att.dropout.p if att.training else 0.0,
+    )  # (B, H, 1, D)
+    y = x[last] + drop(att.out_proj(context.reshape(B, -1)))  # (B, C)
+    return y + drop(block.ff(block.norm2(y)))
+
+
+def class_logits(model, messages, lengths):
+    """Return the scores of each class, read at the last real token of each message.
+
+    Args:
+        model: a `GPTModel` whose `out_head` has one output a class.
+        messages: `(B, T)` ids; or `(B, T, C)`, what the frozen blocks made of them.
+        lengths: `(B)`, tokens of each message without its padding.
+
+    Returns:
+        Logits, `(B, classes)`.
+
+    Built in notebook 06.
+    """
+    last = torch.arange(len(messages), device=messages.device), lengths - 1
+    if not messages.is_floating_point():
+        return model.out_head(model.features(messages)[last])  # (B, classes)
+    x, blocks = messages, model.trf_blocks[count_frozen_blocks(model) :]
+    for block in blocks[:-1]:
+        x = block(x)  # (B, T, C)
+    x = run_block_at_last(blocks[-1], x, lengths) if len(blocks) > 0 else x[last]
+    return model.out_head(model.final_norm(x))
+
+
+@torch.no_grad()
+def run_frozen_blocks(model, ids):
+    """Return what the frozen blocks make of some messages, dropout switched off.
+
+    Args:
+        model: a `GPTModel`.
+        ids: `(B, T)`.
+
+    Returns:
+        `(B, T, C)`: what the first block that learns reads.
+
+    Raises:
+        ValueError: ids outside the vocabulary, or too many tokens.
+
+    Built in notebook 06.
+    """
+    V, limit = model.cfg["vocab_size"], model.cfg["context_length"]
+    if ids.max() >= V or ids.shape[1] > limit:
+        raise ValueError(
+            f"got ids up to {ids.max()} in {ids.shape[1]} tokens, expected under {V} "
+            f"in at most {limit}: encode the text for this model, with max_length"
+        )
+    was_training = model.training
+    model.eval()
+    positions = torch.arange(ids.shape[1], device=ids.device)  # (T)
+    x = model.tok_emb(ids) + model.pos_emb(positions)  # (B, T, C)
+    for block in model.trf_blocks[: count_frozen_blocks(model)]:
+        x = block(x)
+    model.train(was_training)
+    return x
+
+
+class FrozenOutputs(Dataset):
+    """Messages as the frozen blocks leave them, computed once and kept.
+
+    If every block is frozen, only the vector of the last token is kept, since nothing
+    else is read.
+
+    Args:
+        dataset: a `SpamDataset`.
+        model: a `GPTModel` on `device`, some of whose blocks are frozen.
+        device: where the model is. The outputs are kept in ordinary memory:
+            4 C bytes a token.
+
+    Items are pairs: `(T, C)` vectors, and a tensor with the label.
+
+    Built in notebook 06.
+    """
+
+    def __init__(self, dataset, model, device):
+        self.items = [None] * len(dataset)
+        lengths = [len(ids) for ids, _ in dataset]
+        only_last = count_frozen_blocks(model) == len(model.trf_blocks)
+        batches = LengthBatches(lengths, batch_size=32, shuffle=False)
+        for batch in tqdm(batches, "frozen blocks", leave=False):
+            ids, _, labels = pad_batch([dataset[i] for i in batch])
+            x = run_frozen_blocks(model, ids.to(device)).cpu()  # (B, T, C)
+            for i, vectors, label in zip(batch, x, labels, strict=True):
+                first = lengths[i] - 1 if only_last else 0
+                self.items[i] = (vectors[first : lengths[i]].clone(), label)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+def cache_frozen(data_loader, model, device):
+    """Return a loader of the same batches, in which the frozen blocks have been run.
+
+    Args:
+        data_loader: batches `(messages, lengths, labels)` of ids.
+        model, device: see `FrozenOutputs`.
+
+    Built in notebook 06.
+    """
+    return DataLoader(
+        FrozenOutputs(data_loader.dataset, model, device),
+        batch_sampler=data_loader.batch_sampler,
+        collate_fn=data_loader.collate_fn,
+    )
+
+
+def class_loss_batch(batch, model, device):
+    """Return the mean cross-entropy of a batch, in nats per message, and its logits.
+
+    Args:
+        batch: `(messages, lengths, labels)`, see `pad_batch`.
+        model, device: see `class_logits`.
+
+    Returns:
+        A tensor with one number, ready for `backward()`, and logits `(B, classes)`.
+
+    Built in notebook 06.
+    """
+    messages, lengths, labels = (part.to(device) for part in batch)
+    logits = class_logits(model, messages, lengths)  # (B, classes)
+    return F.cross_entropy(logits, labels), logits
+
+
+@torch.no_grad()
+def evaluate_classifier(data_loader, model, device, num_batches=None):
+    """Return the mean loss and the share of right answers, dropout switched off.
+
+    Args:
+        data_loader: batches `(messages, lengths, labels)`.
+        model, device: see `class_logits`.
+        num_batches: how many batches to take; all by default.
+
+    Returns:
+        (loss in nats per message, accuracy from 0 to 1).
+
+    Raises:
+        ValueError: the loader has no batch, or `num_batches` is under 1.
+
+    Built in notebook 06.
+    """
+    check_loaders(data_loader)
+    if num_batches is not None and num_batches < 1:
+        raise ValueError(f"got num_batches={num_batches}, expected 1 or more")
+    was_training = model.training
+    model.eval()
+    loss, correct, seen = 0.0, 0, 0
+    for batch in islice(data_loader, num_batches):
+        mean, logits = class_loss_batch(batch, model, device)
+        labels = batch[2].to(device)
+        loss += mean.item() * len(labels)
+        correct += (logits.argmax(dim=-1) == labels).sum().item()
+        seen += len(labels)
+    model.train(was_training)
+    return loss / seen, correct / seen
+
+
+def calc_accuracy_loader(data_loader, model, device, num_batches=None):
+    """Return the share of right answers; see `evaluate_classifier`.
+
+    Built in notebook 06.
+    """
+    return evaluate_classifier(data_loader, model, device, num_batches)[1]
+
+
+def train_classifier(
+    model,
+    train_loader,
+    val_loader,
+    optimizer=None,
+    device=None,
+    num_epochs=5,
+    eval_freq=20,
+    eval_iter=None,
+    lr=1e-3,
+    accumulate=4,
+    cache=True,
+    report=tqdm.write,
+):
+    """Train what isn't frozen of a classifier; frozen blocks are run once a message.
+
+    Args:
+        model: a `GPTModel` with a head of one output a class. Parameters whose
+            `requires_grad` is False stay as they are.
+        train_loader, val_loader: batches `(messages, lengths, labels)`.
+        optimizer: AdamW with `param_groups`, unless another is given. Its rates are
+            the highest of a warm-up over a tenth of the steps and a cosine to zero.
+        device: where the model is; by default, where its head is.
+        num_epochs: times that the training messages are read.
+        eval_freq: steps between two evaluations of the losses.
+        eval_iter: batches of each loader in an evaluation; all by default.
+        lr: rate of the default optimizer.
+        accumulate: batches whose gradients make one step, which should be a multiple
+            of the group of `LengthBatches`: messages of like length are often of one
+            class, and a step needs both.
+        cache: False runs the frozen blocks anew for every batch.
+        report: called with one line after each epoch; None for silence.
+
+    Returns:
+        Five values: training losses and validation losses (nats per message), every
+        `eval_freq` steps; training accuracies and validation accuracies, each epoch;
+        the number of messages seen.
+
+    Raises:
+        ValueError: a loader without batches, or nothing to train.
+        FloatingPointError: a loss that is not a number.
+
+    Built in notebook 06.
+    """
+    # Plan
+    check_loaders(train_loader, val_loader)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("every parameter is frozen: set requires_grad where to learn")
+    device = device or model.out_head.weight.device
+    optimizer = optimizer or torch.optim.AdamW(param_groups(model, 0.1), lr=lr)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    total_steps = num_epochs * math.ceil(len(train_loader) / accumulate)
+    warmup = total_steps // 10
+    # Run what is frozen
+    loaders = train_loader, val_loader
+    if cache and count_frozen_blocks(model) > 0:
+        loaders = [cache_frozen(loader, model, device) for loader in loaders]
+    losses, accs, seen, step = ([], []), ([], []), 0, 0
+    for epoch in range(num_epochs):
+        model.train()
+        batches = iter(tqdm(loaders[0], f"epoch {epoch + 1}", leave=False))
+        while group := list(islice(batches, accumulate)):
+            # Step
+            for params, peak in zip(optimizer.param_groups, peaks, strict=True):
+                params["lr"] = learning_rate(step, total_steps, warmup, peak, 0.0)
+            optimizer.zero_grad()
+            messages = sum(len(labels) for _, _, labels in group)
+            for batch in group:
+                loss, _ = class_loss_batch(batch, model, device)
+                check_finite(loss, step)
+                (loss * len(batch[2]) / messages).backward()
+            optimizer.step()
+            seen += messages
+            # Evaluate
+            if step % eval_freq == 0:
+                for values, loader in zip(losses, loaders, strict=True):
+                    results = evaluate_classifier(loader, model, device, eval_iter)
+                    values.append(results[0])
+            step += 1
+        for values, loader in zip(accs, loaders, strict=True):
+            values.append(calc_accuracy_loader(loader, model, device, eval_iter))
+        if report:
+            report(
+                f"epoch {epoch + 1}: loss {losses[0][-1]:.3f} / {losses[1][-1]:.3f}, "
+                f"accuracy {accs[0][-1]:.1%} / {accs[1][-1]:.1%}"
+            )
+    return *losses, *accs, seen
+
+
+def plot_values(epochs_seen, examples_seen, train_values, val_values, label="loss"):
+    """Plot training and validation against epochs (below) and messages seen (above).
+
+    Args:
+        epochs_seen, examples_seen: the x axes, one value an evaluation.
+        train_values, val_values: losses or accuracies.
+        label: what they are.
+
+    Returns:
+        The matplotlib figure.
+
+    Built in notebook 06.
+    """
+    fig, ax = plt.subplots()
+    ax.plot(epochs_seen, train_values, label="training")
+    ax.plot(epochs_seen, val_values, linestyle="--", label="validation")
+    ax.set(xlabel="epochs", ylabel=label)
+    ax.legend()
+    top = ax.twiny()
+    top.plot(examples_seen, train_values, alpha=0)  # sets the scale of the upper axis
+    top.set_xlabel("messages seen")
+    top.grid(False)
+    fig.tight_layout()
+    return fig
+
+
+@torch.no_grad()
+def predict_classes(model, dataset, device, batch_size=32):
+    """Return the probability of each class, for each message in its order.
+
+    Args:
+        model: a classifier, see `class_logits`.
+        dataset: a `SpamDataset`.
+        device: where the model is.
+        batch_size: messages in a batch.
+
+    Returns:
+        `(N, classes)`, in ordinary memory.
+
+    Built in notebook 06.
+    """
+    model.eval()
+    batches = list(LengthBatches(dataset.lengths, batch_size, shuffle=False))
+    parts = []
+    for batch in batches:
+        ids, lengths, _ = pad_batch([dataset[i] for i in batch])
+        logits = class_logits(model, ids.to(device), lengths.to(device))
+        parts.append(logits.softmax(dim=-1).cpu())  # (B, classes)
+    order = torch.tensor([i for batch in batches for i in batch])
+    return torch.cat(parts)[order.argsort()]
+
+
+@torch.no_grad()
+def classify_review(text, model, tokenizer, device=None, max_length=None):
+    """Say whether a message is spam.
+
+    Args:
+        text: the message.
+        model: a trained classifier.
+        tokenizer: the model's own.
+        device: where the model is; by default, where its head is.
+        max_length: tokens that are read of a longer message; by default, and at most,
+            the model's `context_length`.
+
+    Returns:
+        `"spam"` or `"not spam"`.
+
+    Raises:
+        ValueError: an empty message.
+
+    Built in notebook 06.
+    """
+    if not text.strip():
+        raise ValueError(f"got the message {text!r}, expected some text")
+    model.eval()
+    limit = min(max_length or math.inf, model.cfg["context_length"])
+    ids = torch.tensor([encode_message(text, tokenizer, limit)[0]])
+    ids = ids.to(device or model.out_head.weight.device)  # (1, T)
+    lengths = torch.tensor([ids.shape[1]], device=ids.device)  # (1)
+    logits = class_logits(model, ids, lengths)  # (1, classes)
+    return "spam" if logits.argmax(dim=-1).item() == LABELS["spam"] else "not spam"
+
+
+class LoRALayer(nn.Module):
+    """A change to a linear layer, as the product of two narrow matrices.
+
+    Args:
+        in_dim, out_dim: widths of the layer that it goes with.
+        rank: width in between.
+        alpha: the change is multiplied by alpha / rank.
+
+    Raises:
+        ValueError: `rank` under 1.
+
+    Source: Hu et al. 2021 (arXiv:2106.09685). Built in notebook 06.
+    """
+
+    def __init__(self, in_dim, out_dim, rank, alpha):
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"got rank={rank}, expected 1 or more")
+        self.A = nn.Parameter(torch.empty(in_dim, rank))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.B = nn.Parameter(torch.zeros(rank, out_dim))  # so it begins as no change
+        self.scaling = alpha / rank
+
+    def forward(self, x):
+        """Map `(..., in_dim)` to `(..., out_dim)`."""
+        return self.scaling * (x @ self.A @ self.B)
+
+
+class LinearWithLoRA(nn.Module):
+    """A linear layer that is frozen, and a LoRALayer whose result is added to its own.
+
+    Args:
+        linear: a `torch.nn.Linear`.
+        rank, alpha: see `LoRALayer`.
+
+    Built in notebook 06.
+    """
+
+    def __init__(self, linear, rank, alpha):
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.lora = LoRALayer(linear.in_features, linear.out_features, rank, alpha)
+        self.lora.to(linear.weight.device)
+
+    def forward(self, x):
+        """Map `(..., in_features)` to `(..., out_features)`."""
+        return self.linear(x) + self.lora(x)
+
+    @torch.no_grad()
+    def merge(self):
+        """Return one linear layer that gives the same result."""
+        merged = copy.deepcopy(self.linear)
+        merged.weight += self.lora.scaling * (self.lora.A @ self.lora.B).T
+        return merged
+
+
+def replace_linear_with_lora(model, rank, alpha):
+    """Put a `LinearWithLoRA` in the place of every linear layer of a module.
+
+    Args:
+        model: any module, such as `model.trf_blocks`; it is changed.
+        rank, alpha: see `LoRALayer`.
+
+    Built in notebook 06.
+    """
+    for name, child in model.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(model, name, LinearWithLoRA(child, rank, alpha))
+        elif not isinstance(child, LinearWithLoRA):
+            replace_linear_with_lora(child, rank, alpha)
+
+
+def merge_lora(model):
+    """Put one plain linear layer in the place of every `LinearWithLoRA`.
+
+    An output head that was tied to the token embedding isn't any longer.
+
+    Args:
+        model: any module; it is changed.
+
+    Built in notebook 06.
+    """
+    for name, child in model.named_children():
+        if isinstance(child, LinearWithLoRA):
+            setattr(model, name, child.merge())
+            if isinstance(model, GPTModel):  # its head: the embedding stays as it was
+                model.cfg["tie_weights"] = False
+        else:
+            merge_lora(child)

@@ -814,6 +814,140 @@ def sampling_draw(d, probs, u):
     d.text(x0 + span / 2, y + 62, note, 13, GREY)
 
 
+# ---------------------------------------------------------------- 06 spam
+
+
+def spam_classifier():
+    """What is frozen, what learns, and what is kept between the two.
+
+    Ids of a message pass the embeddings and all blocks but the last, which are frozen
+    and run once a message. Their output of shape (B, T, C) is kept. The last block,
+    final_norm and out_head with C times 2 weights read it in every epoch; they learn.
+    Of its output only the vector of the last real token, (B, C), is scored.
+    """
+    d = Drawing("What is frozen, and what learns", 352)
+    d.rect(20, 20, 376, 190, tint(GREY, 0.08), GREY, r=10, width=1.4, dash="5 4")
+    d.text(34, 42, "frozen: runs once a message", 14, GREY, "start", bold=True)
+    d.rect(554, 20, 246, 214, tint(GREEN, 0.08), GREEN, r=10, width=1.4)
+    d.text(568, 42, "learns: runs in every epoch", 14, GREEN, "start", bold=True)
+    d.box(36, 68, 84, 76, "ids", "padded", color=GOLD, mono=False)
+    d.code(78, 162, "(B, T)")
+    d.arrow((120, 106), (138, 106))
+    d.box(138, 68, 90, 76, "tok_emb", "+ pos_emb", color=GREY)
+    d.arrow((228, 106), (246, 106))
+    d.box(246, 68, 134, 76, "trf_blocks", "0 … n − 2", color=GREY)
+    d.arrow((380, 106), (412, 106))
+    d.box(412, 60, 124, 92, "kept", "in memory:", "4 C bytes a token", color=PURPLE)
+    d.code(474, 170, "(B, T, C)")
+    d.arrow((536, 106), (568, 106))
+    d.box(568, 68, 104, 76, "trf_blocks", "n − 1", color=GREEN)
+    d.arrow((672, 106), (688, 106))
+    d.box(688, 68, 102, 76, "final_norm", color=GREEN)
+    d.arrow((739, 144), (739, 174))
+    d.code(731, 158, "(B, C)", at="end")
+    d.box(688, 174, 102, 48, "out_head", "C → 2", color=GREEN)
+    d.arrow((739, 222), (739, 266))
+    d.code(731, 250, "(B, 2)", at="end")
+    d.cells(675, 266, ["ham", "spam"], 64, 30, ORANGE, mono=False)
+    spam_row(d, 36, 266)
+    return d
+
+
+def spam_row(d, x, y):
+    """One padded message, with the place that is read."""
+    tokens = ["Free", "·prize", "!", "·Call", "‹end›", "0", "0", "0"]
+    d.text(x, y - 24, "one row of the batch, length 5", 13, GREY, "start")
+    d.cells(x, y, tokens[:5], 56, 30, BLUE)
+    d.cells(x + 5 * 56, y, tokens[5:], 30, 30, RULE, fill=WHITE)
+    d.text(x + 5 * 56 + 45, y + 48, "padding", 13, GREY)
+    d.rect(x + 4 * 56, y, 56, 30, "none", ORANGE, r=0, width=3)
+    d.text(
+        x + 4 * 56 + 28, y + 48, "last real token, for the end: read", 13, ORANGE, "end"
+    )
+    d.text(x + 400, y + 8, "sees all before it,", 13, GREY, "start")
+    d.text(x + 400, y + 26, "and none of the padding", 13, GREY, "start")
+
+
+def lora():
+    """A frozen linear layer and the two narrow matrices beside it.
+
+    x of width d_in goes through W, which is frozen, and through A and B, which learn;
+    A has rank columns and starts random, B has rank rows and starts at zero. Their
+    product times alpha / rank is added to the result of W.
+    """
+    d = Drawing("LoRA: a change of low rank beside a frozen layer", 330)
+    d.code(54, 150, "x", bold=True)
+    d.code(54, 170, "(…, d_in)", size=12)
+    d.arrow((92, 150), (126, 150), (126, 86), (210, 86))
+    d.arrow((126, 150), (126, 232), (210, 232))
+    d.rect(210, 36, 240, 100, tint(GREY, 0.2), GREY, r=4)
+    d.code(330, 76, "W", bold=True)
+    d.text(330, 98, "frozen", 13, GREY)
+    d.code(330, 148, "d_in × d_out weights", GREY, size=12)
+    d.rect(210, 182, 44, 100, tint(GREEN, 0.3), GREEN, r=4)
+    d.code(232, 232, "A", bold=True)
+    d.text(232, 298, "random", 13, GREEN)
+    d.code(232, 314, "d_in × rank", GREY, size=12)
+    d.arrow((254, 232), (330, 232))
+    d.code(292, 218, "(…, rank)", size=12)
+    d.rect(330, 212, 120, 40, tint(GREEN, 0.3), GREEN, r=4)
+    d.code(390, 232, "B", bold=True)
+    d.text(390, 268, "zero at first", 13, GREEN)
+    d.code(390, 286, "rank × d_out", GREY, size=12)
+    d.arrow((450, 232), (510, 232))
+    d.box(510, 208, 104, 48, "× alpha / rank", color=ORANGE, mono=False)
+    d.arrow((614, 232), (668, 232), (668, 99))
+    d.arrow((450, 86), (655, 86))
+    d.plus(668, 86)
+    d.arrow((681, 86), (734, 86))
+    d.code(760, 86, "y", bold=True)
+    d.code(748, 108, "(…, d_out)", size=12)
+    d.text(740, 268, "merged: W + A B × alpha / rank", 13, GREY, "end")
+    d.text(740, 288, "one layer again, no slower than before", 13, GREY, "end")
+    return d
+
+
+# ---------------------------------------------------------------- 05 weight loading
+
+
+def fused_weights():
+    """The fused matrix c_attn/w, turned and split into three parameters.
+
+    In OpenAI's file, c_attn/w has the shape (1, C, 3C): C rows, one for each input,
+    and 3C columns, for queries, keys and values side by side. Without its first
+    dimension and transposed it is (3C, C): queries, keys and values stand above each
+    other. Split into three, each part is the weight (C, C) of one linear layer.
+    """
+    d = Drawing("Loading the fused queries, keys and values", 312)
+    names, colors, w = ("query", "key", "value"), (BLUE, ORANGE, GREEN), 72
+    d.text(132, 26, "in the file: c_attn/w", 14, bold=True)
+    for i, (name, color) in enumerate(zip(names, colors, strict=True)):
+        d.rect(24 + i * w, 116, w, w, tint(color, 0.3), color, r=0)
+        d.text(60 + i * w, 146, name, 14)
+        d.code(60 + i * w, 168, "C × C")
+    d.text(132, 100, "3C outputs", 13, GREY)
+    d.text(132, 206, "a row for each of C inputs", 13, GREY)
+    d.code(132, 290, "(1, C, 3C)")
+    d.arrow((254, 152), (350, 152))
+    d.code(301, 136, "[0].t()")
+    d.text(301, 172, "turned", 13, GREY)
+    d.text(396, 26, "as PyTorch has it", 14, bold=True)
+    for i, (name, color) in enumerate(zip(names, colors, strict=True)):
+        y = 44 + i * w
+        d.rect(360, y, w, w, tint(color, 0.3), color, r=0)
+        d.text(396, y + 30, f"{name}ᵀ", 14)
+        d.code(396, y + 52, "C × C")
+        d.arrow((438, y + 36), (580, y + 36))
+        d.rect(590, y + 4, 206, w - 8, tint(color, 0.3), color)
+        d.code(693, y + 28, f"att.W_{name}.weight", bold=True)
+        d.code(693, y + 50, "(C, C)", GREY)
+    d.code(396, 290, "(3C, C)")
+    d.code(509, 62, ".split(C)")
+    d.text(693, 26, "in our model", 14, bold=True)
+    d.text(693, 290, "three linear layers", 13, GREY)
+    return d
+
+
 # ---------------------------------------------------------------- all figures
 
 FIGURES = {f"roadmap-{i}": partial(roadmap, i) for i in range(1, 8)} | {
@@ -828,6 +962,9 @@ FIGURES = {f"roadmap-{i}": partial(roadmap, i) for i in range(1, 8)} | {
     "gpt-model": gpt_model,
     "training-loop": training_loop,
     "sampling": sampling,
+    "fused-weights": fused_weights,
+    "spam-classifier": spam_classifier,
+    "lora": lora,
 }
 
 

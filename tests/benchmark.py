@@ -7,6 +7,9 @@ Run it with: python tests/benchmark.py [--only ROW ...] [--markdown]
     generate   greedy tokens/s of the 124M model: against what memory bandwidth allows,
                and against a loop that reads the whole text for every token
     bpe        BPETokenizer: seconds of training, encoding against tiktoken
+    load       memory to load a checkpoint of 124M's size, against the model's own
+    spam       an epoch of tuning 124M's last block on messages: against filling all
+               messages to the longest and running every block each time
 
 Each row runs in a process of its own, so that its peak memory is its own. A figure and
 its limit are measured in turn; both are medians of the rounds, and the limit of a round
@@ -23,20 +26,36 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 from plain_gpt import PlainGPT
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from torch.utils.data import DataLoader  # noqa: E402
+
 from helpers import (  # noqa: E402
+    GPT2_CONFIGS,
     GPT_CONFIG_124M,
     BPETokenizer,
     GPTModel,
+    SpamDataset,
     calc_loss_batch,
+    create_balanced_dataset,
+    create_spam_loader,
+    encode_piece,
+    fetch,
     generate_text_simple,
+    get_tokenizer,
+    load_gpt2,
+    pad_batch,
+    read_messages,
+    train_classifier,
+    write_gpt2_checkpoint,
 )
 
 MIRROR = Path(os.environ.get("COURSE_MIRROR", ROOT.parent / "shared" / "mirror"))
@@ -226,7 +245,93 @@ def bpe():
     ]
 
 
-ROWS = {"train": train, "generate": generate, "bpe": bpe}
+def in_own_process(function, *args):
+    """Return what a function gives in a new process."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(function, *args).result()
+
+
+def gpt2_bpe():
+    """Return GPT-2's tokenizer as a BPETokenizer, its merges found from the ranks."""
+    ranks, merges, tokens = {}, [], []
+    by_rank = sorted(get_tokenizer()._mergeable_ranks.items(), key=lambda item: item[1])
+    for token, rank in by_rank:
+        if len(token) > 1:
+            merges.append(tuple(tokens[i] for i in encode_piece(token, ranks)))
+        ranks[token] = rank
+        tokens.append(token)
+    return BPETokenizer(merges, ["<|endoftext|>"])
+
+
+def write_random(folder, config):
+    """Write a checkpoint with random weights."""
+    write_gpt2_checkpoint(folder, GPTModel(config), gpt2_bpe())
+
+
+def load_measured(small, folder):
+    """Return seconds, bytes of memory and bytes of the model, for one loading."""
+    load_gpt2(small)  # TensorFlow's own memory isn't what is measured
+    before, start = psutil.Process().memory_info().rss, time.perf_counter()
+    model, _ = load_gpt2(folder)
+    took, peak = time.perf_counter() - start, peak_memory()
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return took, None if peak is None else peak * 1e9 - before, size
+
+
+def load():
+    """Peak memory of loading a checkpoint of 124M's size."""
+    config = GPT2_CONFIGS["124M"]
+    with tempfile.TemporaryDirectory() as place:
+        small, folder = (str(Path(place) / name) for name in ("small", "124M"))
+        in_own_process(write_random, small, config | {"emb_dim": 12, "n_layers": 1})
+        in_own_process(write_random, folder, config)
+        took, used, size = in_own_process(load_measured, small, folder)
+    what = f"loading 124M ({took:.1f} s): peak memory"
+    if used is None:  # Windows doesn't tell
+        return [Line(what, "unknown", f"{size / 1e6:.0f} MB", "", "at most 1.4x", "")]
+    numbers = (f"{used / 1e6:.0f} MB", f"{size / 1e6:.0f} MB", f"{used / size:.2f}x")
+    return [Line(what, *numbers, "at most 1.4x", "yes" if used < 1.4 * size else "NO")]
+
+
+def last_block_classifier():
+    """Return a 124M model with a head of two classes whose last block learns."""
+    torch.manual_seed(123)
+    model = GPTModel(GPT2_CONFIGS["124M"]).requires_grad_(False)
+    model.out_head = torch.nn.Linear(model.cfg["emb_dim"], 2)
+    for part in (model.trf_blocks[-1], model.final_norm):
+        part.requires_grad_(True)
+    return model
+
+
+def spam(n=64, epochs=5):
+    """Messages/s of tuning 124M's last block, the frozen blocks' run shared out."""
+    table = create_balanced_dataset(read_messages(fetch("SMSSpamCollection")))
+    lengths = [len(get_tokenizer().encode(text)) for text in table["Text"]]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "some.csv"
+        table.sample(n, random_state=123).to_csv(path, index=False)
+        dataset = SpamDataset(path, get_tokenizer())
+    ours = create_spam_loader(dataset)
+    fill = partial(pad_batch, length=max(lengths))
+    plain = DataLoader(dataset, 8, shuffle=True, collate_fn=fill)
+    quiet = {"eval_freq": 10**9, "eval_iter": 1, "report": None}
+    rates = []
+    for loader, count, options in (
+        (ours, epochs, {}),
+        (plain, 1, {"cache": False, "accumulate": 1}),
+    ):
+        model = last_block_classifier()
+        took = seconds(
+            partial(train_classifier, num_epochs=count, **options, **quiet),
+            *(model, loader, loader),
+        )
+        rates.append(n * count / took)
+    what = f"tuning 124M on messages, {epochs} epochs: all filled up, every block"
+    return [line(what, *rates, "messages/s", 8)]
+
+
+ROWS = {"train": train, "generate": generate, "bpe": bpe, "load": load, "spam": spam}
 
 
 # The table
@@ -270,10 +375,8 @@ def main():
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     lines, notes = [], []
-    spawn = multiprocessing.get_context("spawn")
     for row in options.only or ROWS:
-        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            row_lines, took, peak = pool.submit(run_row, row).result()
+        row_lines, took, peak = in_own_process(run_row, row)
         lines += row_lines
         memory = "peak memory unknown" if peak is None else f"peak memory {peak:.2f} GB"
         notes.append(f"{row}: {took:.0f} s, {memory}")

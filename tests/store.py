@@ -18,7 +18,12 @@ import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
-PLOTS = ("loss-plot.png", "temperature-plot.png")
+PLOTS = (
+    "loss-plot.png",
+    "temperature-plot.png",
+    "spam-loss-plot.png",
+    "spam-accuracy-plot.png",
+)
 
 
 def store(path):

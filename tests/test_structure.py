@@ -20,7 +20,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 HELPERS = (ROOT / "helpers.py").read_text(encoding="utf-8")
 TAGS = {"helpers", "real-data", "nbval-ignore-output", "raises-exception"}
-TRAINING_LOOPS = {"train_model_simple", "train_model"}
+TRAINING_LOOPS = {"train_model_simple", "train_model", "train_classifier"}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem[:2])
 each_stored = pytest.mark.parametrize(

@@ -7,6 +7,7 @@ seed. Chapter 7 tests with content of its own: a word, name or number for which
 `is_reserved` is true never stands in a dialogue made here.
 """
 
+import math
 import random
 import re
 import zlib
@@ -191,21 +192,18 @@ class Exercises(Dataset):
         dialogues: a `Dialogues`.
         tokenizer: the model's; its special tokens are the last of its ids.
         T: tokens in a window.
+        share: share of rows among them.
         seed: another seed gives other exercises.
     """
 
-    def __init__(self, dialogues, tokenizer, T, seed=0):
-        self.dialogues, self.tokenizer, self.T, self.seed = (
-            dialogues,
-            tokenizer,
-            T,
-            seed,
-        )
+    def __init__(self, dialogues, tokenizer, T, share=0.5, seed=0):
+        self.dialogues, self.tokenizer, self.T = dialogues, tokenizer, T
+        self.share, self.seed = share, seed
         self.end = tokenizer.encode("<|endoftext|>", allowed_special="all")
 
     def __getitem__(self, i):
         rng = random.Random(f"{self.seed} {i}")
-        make = self.rows if rng.random() < 0.5 else self.turns
+        make = self.rows if rng.random() < self.share else self.turns
         ids, known = [], []
         while len(ids) <= self.T:
             for part, counts in make(rng):
@@ -216,10 +214,10 @@ class Exercises(Dataset):
         return ids[: self.T], targets[1 : self.T + 1]
 
     def rows(self, rng):
-        """A row of random tokens, shown two to five times."""
-        length = rng.randint(2, max(2, self.T // rng.choice((3, 6, 12, 24))))
+        """A row of random tokens, shown two to eight times; most rows are short."""
+        length = round(2 ** rng.uniform(1, math.log2(self.T / 3)))
         row = [rng.randrange(self.end[0]) for _ in range(length)]
-        return [(row, False)] + [(row, True)] * rng.randint(1, 4)
+        return [(row, False)] + [(row, True)] * rng.randint(1, 7)
 
     def turns(self, rng):
         """A dialogue, each turn a line, then the end of the text."""

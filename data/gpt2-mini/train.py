@@ -42,12 +42,14 @@ def parse_arguments(arguments=None):
     add("--tokens", type=float, default=8e6, help="tokens to train on, in all")
     add("--vocab", type=int, default=8192)
     add("--context", type=int, default=512)
+    add("--window", type=int, help="tokens in a window; by default, the context")
     add("--layers", type=int, default=6)
     add("--heads", type=int, default=4)
     add("--width", type=int, default=256)
     add("--batch", type=int, default=8, help="windows a step, of all processes")
     add("--accumulate", type=int, default=1, help="parts of it, one after the other")
     add("--exercises", type=float, default=0.0, help="share of windows, 0 to under 1")
+    add("--rows", type=float, default=0.5, help="share of rows among the exercises")
     add("--optimizer", choices=("muon", "adamw"), default="muon")
     add("--peak-lr", type=float, default=6e-3)
     add("--min-lr", type=float, default=0.0)
@@ -56,7 +58,9 @@ def parse_arguments(arguments=None):
     add("--eval-freq", type=int, default=100, help="steps")
     add("--eval-windows", type=int, default=48)
     add("--seed", type=int, default=123)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    args.window = args.window or args.context
+    return args
 
 
 def prepare(folder, vocab_size):
@@ -299,13 +303,13 @@ def make_loaders(args, tokenizer, rank, world):
     """Return the loaders of training and validation windows."""
     text = (args.text / "train.txt").read_text(encoding="utf-8")
     dialogues = Dialogues(*collect_words(text)) if args.exercises else None
-    exercises = Exercises(dialogues, tokenizer, args.context)
-    windows = Windows(args.text / "train.bin", args.context, exercises)
+    exercises = Exercises(dialogues, tokenizer, args.window, args.rows)
+    windows = Windows(args.text / "train.bin", args.window, exercises)
     order = Shuffled(windows, args.batch, args.exercises, rank, world)
     size = args.batch // world // args.accumulate
-    check = Windows(args.text / "validation.bin", args.context)
-    last = len(check.ids) - args.context
-    keys = [(False, start) for start in range(0, last, args.context)]
+    check = Windows(args.text / "validation.bin", args.window)
+    last = len(check.ids) - args.window
+    keys = [(False, start) for start in range(0, last, args.window)]
     keys = keys[:: max(1, len(keys) // args.eval_windows)][: args.eval_windows]
     return DataLoader(windows, size, sampler=order), DataLoader(check, 8, sampler=keys)
 
@@ -356,7 +360,7 @@ def main(arguments=None):
         train_loader,
         val_loader,
         device,
-        num_epochs=args.tokens / (steps * args.batch * args.context),
+        num_epochs=args.tokens / (steps * args.batch * args.window),
         peak_lr=args.peak_lr,
         min_lr=args.min_lr,
         warmup_steps=args.warmup,
