@@ -11,6 +11,7 @@ model as it was written, read back from the disk.
 import argparse
 import csv
 import math
+import random
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2])]
 
+from exercises import Dialogues, collect_words
 from train import END, Windows, copy_loss
 
 import helpers
@@ -89,6 +91,27 @@ def total_loss(model, windows):
     return nats, count
 
 
+def exact_matches(model, tokenizer, make, count=50):
+    """Return the share of new dialogues whose last answer comes word for word.
+
+    Args:
+        make: a method of `Dialogues`.
+    """
+    newline = tokenizer.encode("\n")[0]
+    right, rng = 0, random.Random("new")
+    for _ in range(count):
+        *turns, (asked, answer) = make(rng)
+        lines = [f"User: {said}\nAssistant: {reply}\n" for said, reply in turns]
+        prompt = "".join(lines) + f"User: {asked}\nAssistant:"
+        ids = helpers.text_to_token_ids(prompt, tokenizer)
+        context = model.cfg["context_length"]
+        new = helpers.generate(model, ids, 60, context, eos_id=newline)[
+            :, ids.shape[1] :
+        ]
+        right += helpers.token_ids_to_text(new, tokenizer).strip() == answer
+    return right / count
+
+
 def print_figures(folder, text, rows):
     """Print what the model card states about the model in a folder."""
     model, tokenizer = helpers.load_gpt2(folder)
@@ -109,6 +132,11 @@ def print_figures(folder, text, rows):
         bits = loss / math.log(2) / per_token
         print(f"{name}: {loss:.3f} nats per token, {bits:.3f} bits per character")
     print(f"copying: {copy_loss(model, 'cpu'):.3f} nats per token")
+    books = (text / "train.txt").read_text(encoding="utf-8")
+    dialogues = Dialogues(*collect_words(books))
+    for make in dialogues.kinds:
+        share = exact_matches(model, tokenizer, make)
+        print(f"exact match, {make.__name__}: {share:.0%}")
     print("log, last row:", rows[-1])
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     print(f"folder {size:,} bytes")
