@@ -164,7 +164,7 @@ def main():
     helpers.write_gpt2_checkpoint(args.to, model, tokenizer, dtype="float16")
     rows = join_logs(args.runs)
     with (args.to / "log.csv").open("w", encoding="utf-8", newline="") as lines:
-        writer = csv.DictWriter(lines, rows[0])
+        writer = csv.DictWriter(lines, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     plot_log(rows, args.to / "log.png")

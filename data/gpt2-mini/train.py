@@ -292,7 +292,7 @@ class Log:
         self.rows.append([float(f"{value:.6g}") for value in row])
         with helpers.atomic_write(self.path) as temporary:
             with temporary.open("w", encoding="utf-8", newline="") as lines:
-                csv.writer(lines).writerows([COLUMNS, *self.rows])
+                csv.writer(lines, lineterminator="\n").writerows([COLUMNS, *self.rows])
         print(dict(zip(COLUMNS, self.rows[-1], strict=True)), flush=True)
         helpers.generate_and_print_sample(
             self.model, self.tokenizer, self.device, "Once upon a time"
