@@ -1900,10 +1900,7 @@ HPARAMS = {  # OpenAI's names of what our configuration holds
     "n_layer": "n_layers",
 }
 
-GPT2_STATE = b"""\
-model_checkpoint_path: "model.ckpt"
-all_model_checkpoint_paths: "model.ckpt"
-"""
+GPT2_STATE = b'model_checkpoint_path: "model.ckpt"\n'
 
 GPT2_NAMES = (  # the weights first, and last the file without which none can be read
     "model.ckpt.data-00000-of-00001",

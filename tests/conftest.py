@@ -1,5 +1,6 @@
-"""Shared by the unit tests: where to import from, the data's mirror, one thread."""
+"""Shared by the unit tests: imports, the data's mirror, one thread, a full disk."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,27 @@ MIRROR = ROOT.parent / "shared" / "mirror"
 sys.path.insert(0, str(ROOT))
 if MIRROR.is_dir():
     os.environ.setdefault("COURSE_MIRROR", str(MIRROR))
+
+
+class FullDisk:
+    """A file whose disk is full after 4,096 bytes."""
+
+    def __init__(self, *args):
+        self.file = open(*args)
+
+    def write(self, data):
+        if self.file.tell() + len(data) >= 4096:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -24,13 +24,19 @@ VERBS = (
 )
 
 
-@pytest.fixture
-def corpus(tmp_path, monkeypatch):
-    """A fresh copy of the script that knows two small collections and no network."""
+def fresh_script(monkeypatch):
+    """A copy of the script, as a module of its own."""
     spec = importlib.util.spec_from_file_location("corpus_under_test", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    """A fresh copy of the script that knows two small collections and no network."""
+    module = fresh_script(monkeypatch)
     monkeypatch.setenv("COURSE_OFFLINE", "1")
     monkeypatch.setenv("COURSE_MIRROR", str(tmp_path / "mirror"))
     monkeypatch.setattr(module, "DOWNLOADS", tmp_path / "downloads")
@@ -317,10 +323,7 @@ def test_nothing_is_half_written(shelf, tmp_path, monkeypatch):
     not (MIRROR / "pg27826.txt").is_file(), reason="COURSE_MIRROR holds no gutenberg/"
 )
 def test_real_books(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("corpus_of_mirror", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    module = fresh_script(monkeypatch)
     monkeypatch.setenv("COURSE_OFFLINE", "1")
     monkeypatch.setattr(module, "DOWNLOADS", tmp_path / "downloads")
     start = time.perf_counter()

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import FullDisk
 
 import helpers
 from helpers import DataFile, atomic_write, fetch, load_text
@@ -333,27 +334,6 @@ def test_a_mirror_that_may_not_be_read_is_passed_over(server, tmp_path, monkeypa
 
 
 # ---------------------------------------------------------------- disks
-
-
-class FullDisk:
-    """A file whose disk is full after 4,096 bytes."""
-
-    def __init__(self, *args):
-        self.file = open(*args)
-
-    def write(self, data):
-        if self.file.tell() >= 4096:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return self.file.write(data)
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.file.close()
 
 
 def test_a_disk_that_fills_up_leaves_nothing(server, monkeypatch):

@@ -273,7 +273,7 @@ class Log:
     def __init__(self, args, model, tokenizer, device, world):
         self.path, self.world, self.device = args.out / "log.csv", world, device
         self.model, self.tokenizer = model, tokenizer
-        self.rows, self.before, self.start = [], 0.0, time.perf_counter()
+        self.rows, self.start = [], time.perf_counter()
         if self.path.exists():
             with self.path.open(encoding="utf-8", newline="") as lines:
                 self.rows = [
