@@ -37,6 +37,12 @@ class FullDisk:
         self.file.close()
 
 
+@pytest.fixture
+def full_disk():
+    """What stands in for `open` where the disk is nearly full."""
+    return FullDisk
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Use one thread here: for tiny models more are slower, above all on a busy CPU."""

@@ -18,7 +18,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import FullDisk
 
 import helpers
 from helpers import DataFile, atomic_write, fetch, load_text
@@ -336,19 +335,21 @@ def test_a_mirror_that_may_not_be_read_is_passed_over(server, tmp_path, monkeypa
 # ---------------------------------------------------------------- disks
 
 
-def test_a_disk_that_fills_up_leaves_nothing(server, monkeypatch):
+def test_a_disk_that_fills_up_leaves_nothing(server, monkeypatch, full_disk):
     know(server, "good")
-    monkeypatch.setattr("pooch.downloaders.open", FullDisk, raising=False)
+    monkeypatch.setattr("pooch.downloaders.open", full_disk, raising=False)
     assert fetch("tiny.txt") == helpers.DATA / "sample.txt"
     assert "good" in server.asked
     assert downloads() == []
 
 
-def test_a_disk_that_fills_up_while_unpacking_leaves_nothing(tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_while_unpacking_leaves_nothing(
+    tmp_path, monkeypatch, full_disk
+):
     content = os.urandom(200_000)  # more than shutil writes at once
     mirror = know_zip(tmp_path / "mirror", "tiny.txt", content, sample="sample.txt")
     monkeypatch.setenv("COURSE_MIRROR", mirror)
-    monkeypatch.setattr(helpers, "open", FullDisk, raising=False)
+    monkeypatch.setattr(helpers, "open", full_disk, raising=False)
     assert fetch("pack") == helpers.DATA / "sample.txt"
     assert downloads() == []
 

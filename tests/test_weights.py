@@ -20,7 +20,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import FullDisk
 
 import helpers
 from helpers import (
@@ -804,9 +803,11 @@ def test_a_disk_without_room_is_said_before_the_download(
     assert "are needed" in capsys.readouterr().out
 
 
-def test_a_disk_that_fills_up_stops_the_download(course, server, monkeypatch):
+def test_a_disk_that_fills_up_stops_the_download(
+    course, server, monkeypatch, full_disk
+):
     serve(monkeypatch, server, "good", "slow")
-    monkeypatch.setattr("pooch.downloaders.open", FullDisk, raising=False)
+    monkeypatch.setattr("pooch.downloaders.open", full_disk, raising=False)
     with pytest.raises(OSError, match="No space left"):
         download_gpt2("124M")
     assert list(course.iterdir()) == []
