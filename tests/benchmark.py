@@ -59,6 +59,8 @@ from helpers import (  # noqa: E402
 )
 
 MIRROR = Path(os.environ.get("COURSE_MIRROR", ROOT.parent / "shared" / "mirror"))
+if MIRROR.is_dir():
+    os.environ["COURSE_MIRROR"] = str(MIRROR)
 CPU = torch.device("cpu")
 
 

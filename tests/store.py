@@ -5,7 +5,7 @@ python tests/store.py 02 04        those whose names begin so
 
 The outputs are those that the tests expect: real data from `COURSE_MIRROR` (or the
 network), `COURSE_MODEL=gpt2-mini`. Progress bars (stderr) are not stored. Plots that a
-notebook saves in data/runs/ and the README shows are copied to images/.
+notebook saves in data/runs/ are copied to images/.
 """
 
 import os
@@ -18,12 +18,10 @@ import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
-PLOTS = (
-    "loss-plot.png",
-    "temperature-plot.png",
-    "spam-loss-plot.png",
-    "spam-accuracy-plot.png",
-)
+PLOTS = {
+    "04_pretraining": ("loss-plot.png", "temperature-plot.png"),
+    "06_spam_finetuning": ("spam-loss-plot.png", "spam-accuracy-plot.png"),
+}
 
 
 def store(path):
@@ -48,6 +46,8 @@ def store(path):
         "language_info": {"name": "python"},
     }
     nbformat.write(notebook, path)
+    for name in PLOTS.get(path.stem, ()):
+        shutil.copy(ROOT / "data" / "runs" / name, ROOT / "images" / name)
     seconds, size = time.perf_counter() - start, path.stat().st_size
     print(f"{path.stem}: {seconds:.0f} s, {size / 1e3:.0f} kB", flush=True)
 
@@ -61,10 +61,6 @@ def main():
     for path in sorted((ROOT / "notebooks").rglob("*.ipynb")):
         if path.name.startswith(wanted) and ".ipynb_checkpoints" not in path.parts:
             store(path)
-    for name in PLOTS:
-        plot = ROOT / "data" / "runs" / name
-        if plot.exists():
-            shutil.copy(plot, ROOT / "images" / name)
 
 
 if __name__ == "__main__":

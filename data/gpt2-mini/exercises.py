@@ -178,8 +178,9 @@ class Dialogues:
         return [(f"{text} {question}", answer)]
 
     def make(self, rng):
-        """A dialogue of a kind drawn at random."""
-        return rng.choice(self.kinds)(rng)
+        """A dialogue of a kind drawn at random, the harder ones more often."""
+        (kind,) = rng.choices(self.kinds, weights=(1, 1, 1, 2, 3, 4))
+        return kind(rng)
 
 
 class Exercises(Dataset):
