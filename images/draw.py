@@ -948,6 +948,83 @@ def fused_weights():
     return d
 
 
+# ---------------------------------------------------------------- 07 assistant
+
+
+def masked_targets():
+    """Inputs and targets of two examples in one batch.
+
+    The first example has six input tokens: Say, it, Response, She, sang and a full
+    stop. Its targets are one token later; "it" and "Response" are crossed out, and
+    She, sang, the full stop and the end are learnt. The second, Go, Response, Gone
+    and a full stop, is filled up with two end tokens; its targets Gone, full stop and
+    the first end are learnt, the prompt and the padding are crossed out.
+    """
+    d = Drawing("Which targets count", 356)
+    rows = (
+        (("Say", "it", "Response:", "She", "sang", "."), 3, 6),
+        (("Go", "Response:", "Gone", "."), 2, 4),
+    )
+    for i, (tokens, answer, length) in enumerate(rows):
+        y = 30 + 138 * i
+        d.text(40, y + 40, f"example {i + 1}", 14, at="start", bold=True)
+        padded = (*tokens, *["end"] * (7 - length))
+        for name, y_row, shift in (("inputs", y, 0), ("targets", y + 56, 1)):
+            d.text(196, y_row + 20, name, 14, at="end")
+            for x, word in enumerate(padded[shift : shift + 6]):
+                place = x + shift
+                masked_cell(d, 210 + 94 * x, y_row, word, place, answer, length, shift)
+        d.arrow((340, y + 40), (276, y + 57), color=GREY)
+        d.text(336, y + 49, "one token later", 12, GREY, "start")
+    keys = (40, tint(BLUE, 0.3), "learnt"), (150, tint(ORANGE, 0.3), "end, learnt")
+    for x, fill, label in (*keys, (300, WHITE, "given or padding: −100, left out")):
+        d.rect(x, 312, 18, 18, fill, GREY, r=2, width=1)
+        d.text(x + 26, 321, label, 13, at="start")
+    d.line((300, 330), (318, 312), color=GREY)
+    return d
+
+
+def masked_cell(d, x, y, word, place, answer, length, is_target):
+    """One token; as a target it is crossed out unless the answer or its end."""
+    learnt = answer <= place <= length
+    color = ORANGE if place >= length else BLUE if place >= answer else GREY
+    faded = is_target and not learnt
+    bright = learnt and (is_target or place < length)
+    fill = WHITE if faded else tint(color, 0.3 if bright else 0.1)
+    d.rect(x, y, 94, 40, fill, GREY if faded else color, r=0, width=1)
+    d.text(x + 47, y + 20, word, 14, GREY if faded else INK)
+    if faded:
+        d.line((x + 6, y + 34), (x + 88, y + 6), color=GREY, width=1.4)
+
+
+def chat_window():
+    """A model's window before and after its oldest turn is dropped.
+
+    At message 4 the turns 1 to 3, the message and room for the answer fit into the
+    window. At message 5 there is a turn 4 as well; turn 1 lies outside the window,
+    crossed out, and a line says that one old turn was dropped.
+    """
+    d = Drawing("Keeping a conversation within the window", 346)
+    width = {"turn 1": 130, "turn 2": 110, "turn 3": 120, "turn 4": 130}
+    for y, n, kept in ((56, 4, (1, 2, 3)), (208, 5, (2, 3, 4))):
+        d.text(190, y - 26, f"Message {n} arrives", 14, at="start", bold=True)
+        x = 190
+        for turn in (f"turn {k}" for k in kept):
+            d.box(x, y, width[turn], 56, turn, color=BLUE, mono=False)
+            x += width[turn]
+        d.box(x, y, 100, 56, f"message {n}", color=GREEN, mono=False)
+        d.rect(x + 100, y, 790 - x - 100, 56, WHITE, ORANGE, r=6, dash="5 4")
+        d.text((x + 890) / 2, y + 28, "room for the answer", 13, ORANGE)
+        d.line((190, y + 66), (190, y + 74), (790, y + 74), (790, y + 66))
+        d.text(490, y + 88, "the model's window, context_length tokens", 13, GREY)
+    d.rect(40, 208, 130, 56, WHITE, GREY, r=6, width=1.2, dash="4 4")
+    d.text(105, 236, "turn 1", 14, GREY, bold=True)
+    d.line((48, 258), (162, 214), color=ORANGE, width=2)
+    note = "[1 old turn dropped: the model's window is full]"
+    d.code(40, 324, note, ORANGE, "start")
+    return d
+
+
 # ---------------------------------------------------------------- all figures
 
 FIGURES = {f"roadmap-{i}": partial(roadmap, i) for i in range(1, 8)} | {
@@ -965,6 +1042,8 @@ FIGURES = {f"roadmap-{i}": partial(roadmap, i) for i in range(1, 8)} | {
     "fused-weights": fused_weights,
     "spam-classifier": spam_classifier,
     "lora": lora,
+    "masked-targets": masked_targets,
+    "chat-window": chat_window,
 }
 
 
