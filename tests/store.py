@@ -1,7 +1,8 @@
 """Run notebooks in fresh kernels and store their outputs: the last step of an edit.
 
-python tests/store.py              all notebooks and solutions
-python tests/store.py 02 04        those whose names begin so
+python tests/store.py                  all notebooks, then all solutions
+python tests/store.py 02 04            notebooks 02 and 04, then their solutions
+python tests/store.py solutions/04     a solution alone
 
 The outputs are those that the tests expect: real data from `COURSE_MIRROR` (or the
 network), `COURSE_MODEL=gpt2-mini`. Progress bars (stderr) are not stored. Plots that a
@@ -18,14 +19,16 @@ import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
 PLOTS = {
-    "04_pretraining": ("loss-plot.png", "temperature-plot.png"),
-    "06_spam_finetuning": ("spam-loss-plot.png", "spam-accuracy-plot.png"),
+    "04_pretraining.ipynb": ("loss-plot.png", "temperature-plot.png"),
+    "06_spam_finetuning.ipynb": ("spam-loss-plot.png", "spam-accuracy-plot.png"),
 }
 
 
-def store(path):
-    """Execute one notebook and write it back with its outputs."""
+def store(name):
+    """Execute one notebook in its own folder and write it back with its outputs."""
+    path = NOTEBOOKS / name
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
     NotebookClient(
@@ -46,10 +49,10 @@ def store(path):
         "language_info": {"name": "python"},
     }
     nbformat.write(notebook, path)
-    for name in PLOTS.get(path.stem, ()):
-        shutil.copy(ROOT / "data" / "runs" / name, ROOT / "images" / name)
+    for plot in PLOTS.get(name, ()):
+        shutil.copy(ROOT / "data" / "runs" / plot, ROOT / "images" / plot)
     seconds, size = time.perf_counter() - start, path.stat().st_size
-    print(f"{path.stem}: {seconds:.0f} s, {size / 1e3:.0f} kB", flush=True)
+    print(f"{name}: {seconds:.0f} s, {size / 1e3:.0f} kB", flush=True)
 
 
 def main():
@@ -58,9 +61,11 @@ def main():
         os.environ.setdefault("COURSE_MIRROR", str(mirror))
     os.environ.setdefault("COURSE_MODEL", "gpt2-mini")
     wanted = tuple(sys.argv[1:]) or ("",)
-    for path in sorted((ROOT / "notebooks").rglob("*.ipynb")):
-        if path.name.startswith(wanted) and ".ipynb_checkpoints" not in path.parts:
-            store(path)
+    for folder in (NOTEBOOKS, NOTEBOOKS / "solutions"):
+        for path in sorted(folder.glob("*.ipynb")):
+            name = path.relative_to(NOTEBOOKS).as_posix()
+            if name.startswith(wanted) or path.name.startswith(wanted):
+                store(name)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,12 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 HELPERS = (ROOT / "helpers.py").read_text(encoding="utf-8")
 TAGS = {"helpers", "real-data", "nbval-ignore-output", "raises-exception"}
-TRAINING_LOOPS = {"train_model_simple", "train_model", "train_classifier"}
+TRAINING_LOOPS = {
+    "train_model_simple",
+    "train_model",
+    "train_classifier",
+    "tune_model",
+}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem[:2])
 each_stored = pytest.mark.parametrize(
@@ -35,6 +40,29 @@ def cells(path, kind):
 
 def tags(cell):
     return set(cell.metadata.get("tags", []))
+
+
+def exercises(path):
+    """Map the headings of a notebook's exercises to their cells, heading included."""
+    found, current = {}, None
+    for cell in nbformat.read(path, as_version=4).cells:
+        heading = cell.cell_type == "markdown" and re.match("##+ (.*)", cell.source)
+        if heading:
+            current = heading[1] if heading[1].startswith("Exercise ") else None
+        if current:
+            found.setdefault(current, []).append(cell)
+    return found
+
+
+def exercise_parts(path):
+    """Yield the number, the first text and the code cells of each exercise."""
+    for heading, (text, *others) in exercises(path).items():
+        code = [cell for cell in others if cell.cell_type == "code"]
+        yield heading.split(":")[0].removeprefix("Exercise "), text.source, code
+
+
+def printed(cell):
+    return "".join(o.get("text", "") for o in cell.outputs)
 
 
 def without_docstrings(node):
@@ -81,9 +109,9 @@ def test_tagged_definitions_equal_those_of_helpers(path):
     assert set(built) == expected
 
 
-@each_notebook
+@each_stored
 def test_a_notebook_imports_only_from_chapters_before_it(path):
-    chapter_of, number = chapters(), int(path.stem[:2])
+    chapter_of, number = chapters(), int(path.stem[:2]) + (path in SOLUTIONS)
     for cell in cells(path, "code"):
         for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.ImportFrom) and node.module == "helpers":
@@ -126,13 +154,16 @@ def test_the_first_cell_tells_what_to_expect(path):
 
 @each_notebook
 def test_code_cells_are_small(path):
-    code = cells(path, "code")
-    lengths = [cell.source.count("\n") + 1 for cell in code]
+    lengths = [cell.source.count("\n") + 1 for cell in cells(path, "code")]
     assert statistics.median(lengths) <= 6
     assert sum(n <= 20 for n in lengths) >= 0.9 * len(lengths)
     assert sum(n > 40 for n in lengths) <= 1
-    assert max(len(line) for c in code for line in c.source.split("\n")) <= 88
-    for cell in code:
+
+
+@each_stored
+def test_code_cells_are_narrow_and_define_one_thing(path):
+    for cell in cells(path, "code"):
+        assert max(map(len, cell.source.split("\n"))) <= 88
         found = [
             node.name
             for node in ast.parse(cell.source).body
@@ -143,12 +174,57 @@ def test_code_cells_are_small(path):
 
 @each_notebook
 def test_claims_are_asserted(path):
+    in_exercises = {cell.id for part in exercises(path).values() for cell in part}
     asserts = sum(
         isinstance(node, ast.Assert)
         for cell in cells(path, "code")
+        if cell.id not in in_exercises
         for node in ast.walk(ast.parse(cell.source))
     )
     assert asserts >= 5
+
+
+def test_each_notebook_has_a_solution():
+    assert [path.name for path in SOLUTIONS] == [path.name for path in NOTEBOOKS]
+
+
+@each_notebook
+def test_exercises_have_a_task_a_stub_and_a_check(path):
+    number, parts = int(path.stem[:2]), list(exercise_parts(path))
+    assert 3 <= len(parts) <= 5
+    assert [k for k, _, _ in parts] == [f"{number}.{i + 1}" for i in range(len(parts))]
+    kinds = []
+    for k, text, code in parts:
+        kinds += re.findall(r"^\*(Check|Build|Explore)\.\* \w", text, flags=re.M)
+        stub, check = code[-2:]
+        assert re.search(r"raise NotImplementedError\(.|^answer = None$", stub.source)
+        assert not stub.outputs and not tags(stub) | tags(check)
+        assert printed(check).startswith(f"Exercise {k}: "), "no hint for the stub"
+        assert "solved" not in printed(check)
+    assert len(kinds) == len(parts) and set(kinds) == {"Check", "Build", "Explore"}
+
+
+@each_notebook
+def test_solutions_pass_the_checks_of_the_notebook(path):
+    solution = path.parent / "solutions" / path.name
+    assert list(exercises(solution)) == list(exercises(path))
+    for (k, _, code), (_, why, solved) in zip(
+        exercise_parts(path), exercise_parts(solution), strict=True
+    ):
+        place = [cell.source for cell in solved].index(code[-1].source)
+        assert printed(solved[place]) == f"Exercise {k} is solved.\n"
+        assert not tags(solved[place]), "nbval should compare it"
+        assert solved[place - 1].source != code[-2].source
+        assert len(why.split()) > 20, f"solution {k} isn't explained"
+
+
+@each_notebook
+def test_notebook_and_solution_lead_to_each_other(path):
+    there, back = f"](solutions/{path.name})", f"](../{path.name})"
+    intro = [c.source for c in cells(path, "markdown") if "## Exercises\n" in c.source]
+    assert len(intro) == 1 and there in intro[0]
+    first = cells(path.parent / "solutions" / path.name, "markdown")[0].source
+    assert first.startswith(f"# Solutions {int(path.stem[:2])}. ") and back in first
 
 
 @each_stored
@@ -176,9 +252,7 @@ def test_links_and_pictures_are_there(path):
                 assert len(text) > 20, f"{target} has no alternative text"
             if not target.startswith(("http://", "https://", "#")):
                 place = (path.parent / target.split("#")[0]).resolve()
-                number = re.match(r"(\d\d)_", place.name)
-                later = number and int(number[1]) > len(NOTEBOOKS)
-                assert later or place.exists(), target
+                assert place.exists(), target
 
 
 @each_notebook
