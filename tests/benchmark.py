@@ -10,6 +10,8 @@ Run it with: python tests/benchmark.py [--only ROW ...] [--markdown]
     load       memory to load a checkpoint of 124M's size, against the model's own
     spam       an epoch of tuning 124M's last block on messages: against filling all
                messages to the longest and running every block each time
+    instruct   an epoch of tuning gpt2-mini, and 124M, on instructions: against batches
+               in random order and logits at every position
 
 Each row runs in a process of its own, so that its peak memory is its own. A figure and
 its limit are measured in turn; both are medians of the rounds, and the limit of a round
@@ -27,6 +29,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,10 +46,14 @@ from helpers import (  # noqa: E402
     GPT_CONFIG_124M,
     BPETokenizer,
     GPTModel,
+    InstructionDataset,
     SpamDataset,
+    answer_loss_batch,
     calc_loss_batch,
+    create_answer_loader,
     create_balanced_dataset,
     create_spam_loader,
+    custom_collate_fn,
     encode_piece,
     fetch,
     generate_text_simple,
@@ -54,6 +61,7 @@ from helpers import (  # noqa: E402
     load_gpt2,
     pad_batch,
     read_messages,
+    read_records,
     train_classifier,
     write_gpt2_checkpoint,
 )
@@ -306,34 +314,80 @@ def last_block_classifier():
     return model
 
 
-def spam(n=64, epochs=5):
+def spam(n=64, epochs=5, rounds=2):
     """Messages/s of tuning 124M's last block, the frozen blocks' run shared out."""
-    table = create_balanced_dataset(read_messages(fetch("SMSSpamCollection")))
-    lengths = [len(get_tokenizer().encode(text)) for text in table["Text"]]
+    messages = create_balanced_dataset(read_messages(fetch("SMSSpamCollection")))
+    lengths = [len(get_tokenizer().encode(text)) for text in messages["Text"]]
+    some = messages.sample(n + 8, random_state=123)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "some.csv"
-        table.sample(n, random_state=123).to_csv(path, index=False)
+        some[8:].to_csv(path, index=False)
         dataset = SpamDataset(path, get_tokenizer())
-    ours = create_spam_loader(dataset)
+        some[:8].to_csv(path, index=False)
+        few = create_spam_loader(SpamDataset(path, get_tokenizer()))  # for validation
     fill = partial(pad_batch, length=max(lengths))
     plain = DataLoader(dataset, 8, shuffle=True, collate_fn=fill)
     quiet = {"eval_freq": 10**9, "eval_iter": 1, "report": None}
-    rates = []
-    for loader, count, options in (
-        (ours, epochs, {}),
-        (plain, 1, {"cache": False, "accumulate": 1}),
-    ):
-        model = last_block_classifier()
-        took = seconds(
-            partial(train_classifier, num_epochs=count, **options, **quiet),
-            *(model, loader, loader),
-        )
-        rates.append(n * count / took)
+
+    def rate(loader, epochs, **options):
+        tune = partial(train_classifier, num_epochs=epochs, **options, **quiet)
+        return n * epochs / seconds(tune, last_block_classifier(), loader, few)
+
+    rate(few, 1)  # a warm-up
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(rate(create_spam_loader(dataset), epochs))
+        theirs.append(rate(plain, 1, cache=False, accumulate=1))
+    rates = statistics.median(ours), statistics.median(theirs)
     what = f"tuning 124M on messages, {epochs} epochs: all filled up, every block"
     return [line(what, *rates, "messages/s", 8)]
 
 
-ROWS = {"train": train, "generate": generate, "bpe": bpe, "load": load, "spam": spam}
+def instruct(rounds=2):
+    """Records/s of tuning two models on instructions, against a plain loop."""
+    records = read_records("instruction-data.json")
+    random.Random(123).shuffle(records)
+    return [
+        instruct_line("gpt2-mini", *load_gpt2("gpt2-mini"), records[:192], rounds),
+        instruct_line("124M", model_124m(), get_tokenizer(), records[:64], rounds),
+    ]
+
+
+def instruct_line(name, model, tokenizer, records, rounds):
+    """Our batches and loss against random order and logits at every position."""
+    dataset = InstructionDataset(records, tokenizer, model.cfg["context_length"])
+    collate = partial(custom_collate_fn, pad_token_id=dataset.end_id)
+    plain = DataLoader(dataset, 8, shuffle=True, collate_fn=collate)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    model.train()
+
+    def epoch(loader, loss_batch):
+        for inputs, targets in loader:
+            optimizer.zero_grad()
+            loss_batch(inputs, targets, model, CPU).backward()
+            optimizer.step()
+
+    def rate(loader, loss_batch):
+        return len(records) / seconds(epoch, loader, loss_batch)
+
+    epoch(islice(plain, 1), answer_loss_batch)  # a warm-up
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(rate(create_answer_loader(dataset), answer_loss_batch))
+        theirs.append(rate(plain, calc_loss_batch))
+    rates = statistics.median(ours), statistics.median(theirs)
+    what = f"tuning {name} on instructions: random order, all logits"
+    return line(what, *rates, "records/s", 2)
+
+
+ROWS = {
+    "train": train,
+    "generate": generate,
+    "bpe": bpe,
+    "load": load,
+    "spam": spam,
+    "instruct": instruct,
+}
 
 
 # The table
