@@ -17,6 +17,9 @@ sys.path.insert(0, str(ROOT))
 if MIRROR.is_dir():
     os.environ.setdefault("COURSE_MIRROR", str(MIRROR))
 os.environ.setdefault("COURSE_MODEL", "gpt2-mini")
+# nbval reads what a cell sends when the cell has ended, and of many thousand
+# messages the last are lost, with "I am ready" among them: so the bars move less often.
+os.environ.setdefault("TQDM_MININTERVAL", "2")
 
 
 def has_real_data():

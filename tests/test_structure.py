@@ -195,7 +195,7 @@ def test_exercises_have_a_task_a_stub_and_a_check(path):
     assert [k for k, _, _ in parts] == [f"{number}.{i + 1}" for i in range(len(parts))]
     kinds = []
     for k, text, code in parts:
-        kinds += re.findall(r"^\*(Check|Build|Explore)\.\* \w", text, flags=re.M)
+        kinds += re.findall(r"^\*(Check|Build|Explore)\.\* \S", text, flags=re.M)
         stub, check = code[-2:]
         assert re.search(r"raise NotImplementedError\(.|^answer = None$", stub.source)
         assert not stub.outputs and not tags(stub) | tags(check)
