@@ -13,10 +13,14 @@ Run it with: python tests/benchmark.py [--only ROW ...] [--markdown]
     instruct   an epoch of tuning gpt2-mini, and 124M, on instructions: against batches
                in random order and logits at every position
 
-Each row runs in a process of its own, so that its peak memory is its own. A figure and
+Each row runs in a process of its own, so that its peak memory is its own, and so does
+each model that ours is compared with: only ours calls `keep_freed_memory`. A figure and
 its limit are measured in turn; both are medians of the rounds, and the limit of a round
 is its best of several. Compare the ratios, and leave the machine alone meanwhile: two
 threads that wait for each other are slowed down many times by other work.
+
+Where the package `transformers` happens to be installed, a further column has its
+GPT-2: the same configuration, shapes and threads, fused AdamW, its own cache.
 """
 
 import argparse
@@ -28,7 +32,8 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +63,7 @@ from helpers import (  # noqa: E402
     fetch,
     generate_text_simple,
     get_tokenizer,
+    keep_freed_memory,
     load_gpt2,
     pad_batch,
     read_messages,
@@ -73,7 +79,7 @@ CPU = torch.device("cpu")
 
 
 class Line(NamedTuple):
-    """One line of the table: a figure, its limit, how they compare, and the aim."""
+    """One line: a figure, its limit, how they compare, the aim, another library."""
 
     what: str
     measured: str
@@ -81,16 +87,18 @@ class Line(NamedTuple):
     ratio: str
     target: str
     reached: str
+    transformers: str = ""
 
 
-def line(what, measured, limit, unit, target=None, percent=False):
+def line(what, measured, limit, unit, target=None, percent=False, theirs=None):
     """Return a line whose ratio is `measured / limit`, the higher the better."""
     ratio = measured / limit
-    show = "{:.0%}".format if percent else "{:.2f}x".format
+    show = "{:.1%}".format if percent else "{:.2f}x".format
     aim = "" if target is None else f"at least {show(target)}"
     reached = "" if target is None else "yes" if ratio >= target else "NO"
     numbers = [f"{value:,.4g} {unit}" for value in (measured, limit)]
-    return Line(what, *numbers, show(ratio), aim, reached)
+    other = "" if theirs is None else f"{theirs:,.4g} {unit}"
+    return Line(what, *numbers, show(ratio), aim, reached, other)
 
 
 def seconds(function, *args):
@@ -132,39 +140,89 @@ def weights_read(model):
 # Rows
 
 
-def train(B=2, T=256, rounds=4):
-    """Training tokens/s of the 124M model at context 256."""
+class TransformersGPT2(torch.nn.Module):
+    """The GPT-2 of the package `transformers`, called as ours is."""
+
+    def __init__(self, cfg):
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        super().__init__()
+        config = GPT2Config(tie_word_embeddings=False)  # the defaults are 124M's
+        assert (config.vocab_size, config.n_embd) == (cfg["vocab_size"], cfg["emb_dim"])
+        assert (config.n_layer, config.n_head) == (cfg["n_layers"], cfg["n_heads"])
+        self.model = GPT2LMHeadModel(config)
+
+    def forward(self, idx):
+        """Map `(B, T)` ids to logits `(B, T, V)`."""
+        return self.model(idx, use_cache=False).logits
+
+
+@lru_cache
+def training_step(build, fused, B, T):
+    """Return a function that makes a step of a 124M model; kept in its process."""
+    model = model_124m(build).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
     idx = torch.randint(0, GPT_CONFIG_124M["vocab_size"], (B, T + 1))
 
-    def stepper(model, **options):
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, **options)
+    def step():
+        optimizer.zero_grad()
+        calc_loss_batch(idx[:, :-1], idx[:, 1:], model, CPU).backward()
+        optimizer.step()
 
-        def step():
-            optimizer.zero_grad()
-            calc_loss_batch(idx[:, :-1], idx[:, 1:], model, CPU).backward()
-            optimizer.step()
+    step()  # a warm-up: the optimizer takes its memory
+    return step
 
-        return step
 
-    model = model_124m()
-    ours, plain = stepper(model, fused=True), stepper(model_124m(PlainGPT))
-    ours(), plain()  # warm up: the optimizers take their memory
-    times, rates = {ours: [], plain: []}, []
-    for _ in range(rounds):
-        for step in (ours, plain):
-            times[step].append(seconds(step))
+def step_seconds(*what):
+    """Return how long one step takes in this process."""
+    return seconds(training_step(*what))
+
+
+def train(B=2, T=256, rounds=4):
+    """Training tokens/s of the 124M model at context 256."""
+    keep_freed_memory()
+    others = {"plain": (PlainGPT, None, B, T)}
+    if find_spec("transformers"):
+        others["transformers"] = (TransformersGPT2, True, B, T)
+    spawn = multiprocessing.get_context("spawn")
+    pools = {name: ProcessPoolExecutor(1, mp_context=spawn) for name in others}
+    times, rates = {name: [] for name in ("ours", *others)}, []
+    for _ in range(rounds + 1):
+        times["ours"].append(step_seconds(GPTModel, True, B, T))
         rates.append(multiply_rate())
+        for name, what in others.items():
+            times[name].append(pools[name].submit(step_seconds, *what).result())
+    for pool in pools.values():
+        pool.shutdown()
+    speeds = {k: B * T / statistics.median(each[1:]) for k, each in times.items()}
     attention = 12 * GPT_CONFIG_124M["n_layers"] * GPT_CONFIG_124M["emb_dim"] * T
-    operations = 6 * weights_read(model) + attention  # for one token
-    speed, plain_speed = (B * T / statistics.median(times[s]) for s in (ours, plain))
-    title = f"training 124M, {B} x {T} tokens:"
+    operations = 6 * weights_read(model_124m()) + attention  # for one token
+    title, ours = f"training 124M, {B} x {T} tokens:", speeds["ours"]
+    limit, theirs = statistics.median(rates) / operations, speeds.get("transformers")
     return [
         line(
             f"{title} matrix-multiply rate",
-            *(speed, statistics.median(rates) / operations, "tokens/s", 0.75, True),
+            *(ours, limit, "tokens/s", 0.75, True, theirs),
         ),
-        line(f"{title} plain loop", speed, plain_speed, "tokens/s", 1.5),
+        line(f"{title} plain loop", ours, speeds["plain"], "tokens/s", 1.5),
     ]
+
+
+@lru_cache
+def transformers_writer():
+    """Return the GPT-2 of `transformers`, ready to write; kept in its process."""
+    return model_124m(TransformersGPT2).eval().model
+
+
+@torch.no_grad()
+def transformers_seconds(idx, new):
+    """Return how long `transformers` takes to write `new` greedy tokens."""
+    model = transformers_writer()
+    options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
+    mask = torch.ones_like(idx)
+    return seconds(
+        partial(model.generate, idx, attention_mask=mask, pad_token_id=0, **options)
+    )
 
 
 @torch.no_grad()
@@ -178,22 +236,29 @@ def generate(new=100, rounds=4):
             best = model(text)[:, -1].argmax(dim=-1, keepdim=True)
             text = torch.cat((text, best), dim=1)
 
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, mp_context=spawn)
     generate_text_simple(model, idx, 3, 1024)  # warm up
-    times, plain_times, rates = [], [], []
+    times, plain_times, their_times, rates = [], [], [], []
     for repeat in range(rounds):
         times.append(seconds(generate_text_simple, model, idx, new, 1024))
         rates.append(memory_bandwidth())
         if repeat % 2 == 0:
             plain_times.append(seconds(uncached))
+        if find_spec("transformers"):
+            their_times.append(pool.submit(transformers_seconds, idx, new).result())
+    pool.shutdown()
     cached_tokens = idx.shape[1] + new / 2  # on average
     cache = 2 * GPT_CONFIG_124M["n_layers"] * GPT_CONFIG_124M["emb_dim"] * cached_tokens
     bytes_per_token = 4 * (weights_read(model) + cache)
     speed, plain_speed = (new / statistics.median(t) for t in (times, plain_times))
+    theirs = new / statistics.median(their_times[1:]) if their_times else None
+    limit = statistics.median(rates) / bytes_per_token
     title = f"generating {new} tokens, 124M:"
     return [
         line(
             f"{title} memory bandwidth",
-            *(speed, statistics.median(rates) / bytes_per_token, "tokens/s", 0.7, True),
+            *(speed, limit, "tokens/s", 0.7, True, theirs),
         ),
         line(f"{title} uncached loop", speed, plain_speed, "tokens/s", 6),
     ]
@@ -413,8 +478,10 @@ def run_row(row):
 def table(lines, markdown):
     """Return the lines as an aligned table, plain or in Markdown."""
     head = ("measured in one run", "figure", "limit", "ratio", "target", "reached")
-    rows = [head, *lines]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    rows = [(*head, "transformers"), *lines]
+    if not any(each.transformers for each in lines):
+        rows = [row[:-1] for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     cells = [
         [cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in rows
     ]
