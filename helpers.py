@@ -1,6 +1,6 @@
 """Everything that the seven notebooks build, one section a chapter.
 
-    Opening   devices, seeds, data files, plot style
+    Opening   devices, seeds, checks of arguments, data files, plot style
     1         tokenizers and data loaders
     2         attention
     3         the GPT architecture
@@ -19,16 +19,20 @@ Shapes are written with these letters: `B` batch, `T` tokens, `C` embedding widt
 import base64
 import copy
 import csv
+import ctypes
 import errno
+import glob
 import heapq
 import html
 import http.client
 import json
 import math
+import operator
 import os
 import random
 import re
 import shutil
+import time
 import urllib.request
 import zipfile
 import zlib
@@ -53,7 +57,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 # =====================================================================================
-# Opening: devices, seeds, data files, plot style
+# Opening: devices, seeds, checks of arguments, data files, plot style
 # =====================================================================================
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -89,9 +93,99 @@ def pick_device() -> torch.device:
 
 def set_seed(seed: int) -> None:
     """Seed the generators of Python, NumPy and PyTorch (every device) with `seed`."""
+    check_whole(0, seed=seed)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def check_whole(least: int = 1, **numbers) -> None:
+    """Raise a ValueError that names the first argument that isn't a whole number.
+
+    Args:
+        least: the smallest number that will do.
+        numbers: the arguments by name, as in `check_whole(num_epochs=num_epochs)`.
+    """
+    for name, value in numbers.items():
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or value < least:
+            raise ValueError(
+                f"got {name}={value!r}, expected a whole number from {least}"
+            )
+
+
+def loader_generators(*loaders) -> list:
+    """Return the random generators that some loaders were given, each of them once.
+
+    A `DataLoader` may have one of its own, and so may its sampler; without any, it
+    draws from PyTorch's.
+    """
+    parts = list(loaders)
+    for part in parts:  # the list grows: a loader, its samplers, theirs
+        inner = (getattr(part, name, None) for name in ("batch_sampler", "sampler"))
+        parts += [one for one in inner if one is not None]
+    found = (getattr(part, "generator", None) for part in parts)
+    return list(dict.fromkeys(g for g in found if isinstance(g, torch.Generator)))
+
+
+def check_number(zero: bool = True, **values) -> None:
+    """Raise a ValueError that names the argument if one isn't a number above 0.
+
+    Args:
+        zero: whether 0 itself is allowed.
+        values: the arguments, by name.
+    """
+    for name, value in values.items():
+        is_number = isinstance(value, (int, float, np.number))
+        if not is_number or not (value > 0 or (zero and value == 0)):
+            limit = "from 0" if zero else "above 0"
+            raise ValueError(f"got {name}={value!r}, expected a number {limit}")
+
+
+def check_text(text) -> str:
+    """Return `text`; a TypeError if it isn't a string.
+
+    Half of a surrogate pair isn't a character, and UTF-8 has no bytes for it; it
+    becomes U+FFFD, as in tiktoken.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"got {type(text).__name__} as a text, expected a string")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def check_ids(ids, device=None) -> None:
+    """Raise an error that says what to do if `ids` isn't a batch of token ids.
+
+    Args:
+        ids: what should be a tensor of whole numbers, `(B, T)` with B from 1.
+        device: where it should be; anywhere by default.
+    """
+    if not isinstance(ids, torch.Tensor):
+        raise TypeError(
+            f"got {type(ids).__name__} as token ids, expected a tensor (B, T): "
+            f"torch.tensor([ids]) makes one of a list"
+        )
+    whole = ids.dtype in (torch.int64, torch.int32)
+    if ids.dim() != 2 or len(ids) < 1 or not whole:
+        raise ValueError(
+            f"got token ids of shape {tuple(ids.shape)} and {ids.dtype}, expected "
+            f"(B, T) and torch.int64: ids.unsqueeze(0) makes a batch of one row"
+        )
+    if device is not None and ids.device != device:
+        raise ValueError(
+            f"got token ids on {ids.device}, expected {device}, where the model is: "
+            f"move one of the two with .to(device)"
+        )
+
+
+def check_optimizer(optimizer, model) -> None:
+    """Raise a ValueError if no parameter of the model would be moved."""
+    learning = {p for p in model.parameters() if p.requires_grad}
+    if not any(p in learning for g in optimizer.param_groups for p in g["params"]):
+        raise ValueError(
+            "the optimizer holds no parameter of this model that learns: make it anew "
+            "from model.parameters(), and set requires_grad where to learn"
+        )
 
 
 class DataFile(NamedTuple):
@@ -244,13 +338,15 @@ def _download(url: str, path: Path, file: DataFile) -> Path | None:
     """
 
     def get(url, output_file, registry):
-        pooch.HTTPDownloader(progressbar=True, timeout=(5, 30))(
+        pooch.HTTPDownloader(progressbar=True, timeout=(5, 10))(
             url, output_file, registry
         )
         fault = _fault(Path(output_file), file)
         if fault is not None:
             raise ValueError(fault)
+        os.chmod(output_file, 0o644)  # not for this user alone, as pooch makes it
 
+    _remove_left(path.parent, "tmp????????")  # pooch's own, where a kill left one
     pooch.get_logger().setLevel("WARNING")
     store = pooch.create(
         path.parent,
@@ -272,19 +368,33 @@ def _download(url: str, path: Path, file: DataFile) -> Path | None:
 def _unpack(archive: Path, member: str) -> Path:
     """Unpack one `member` of a zip file into `data/downloads/`, whole or not at all."""
     target = DOWNLOADS / Path(member).name
-    with zipfile.ZipFile(archive) as zipped:
-        if member not in zipped.namelist():
-            raise ValueError(
-                f"{archive.name} holds {zipped.namelist()}, not {member!r}"
-            )
-        if zipped.getinfo(member).file_size > _MEMBER_LIMIT:
-            raise ValueError(
-                f"{archive.name}: {member} is larger than any of our files"
-            )
-        with zipped.open(member) as source, atomic_write(target) as temporary:
-            with open(temporary, "wb") as sink:
-                shutil.copyfileobj(source, sink)
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            info = zipped.getinfo(member)
+            if info.file_size > _MEMBER_LIMIT:
+                raise ValueError(f"{member} is larger than any of our files")
+            if target.is_file() and target.stat().st_size == info.file_size:
+                if zlib.crc32(target.read_bytes()) == info.CRC:
+                    return target  # unpacked before
+            with zipped.open(member) as source, atomic_write(target) as temporary:
+                with open(temporary, "wb") as sink:
+                    shutil.copyfileobj(source, sink)
+    except OSError:  # no permission, or no space on the disk
+        raise
+    except Exception as error:  # what zipfile raises depends on what is broken
+        raise ValueError(
+            f"{archive.name} can't be unpacked ({error}), expected a zip file that "
+            f"holds {member}: delete it and fetch it again"
+        ) from error
     return target
+
+
+def _remove_left(folder: Path, pattern: str) -> None:
+    """Remove temporary files that killed processes left: an hour without growing."""
+    for left in folder.glob(pattern):
+        with suppress(OSError):  # another process was quicker
+            if time.time() - left.stat().st_mtime > 3600:
+                left.unlink()
 
 
 @contextmanager
@@ -292,10 +402,13 @@ def atomic_write(path: Path | str):
     """Give a temporary path that takes the name `path` only once it is written whole.
 
     `with atomic_write(path) as temporary:` write to `temporary` in the block. On an
-    error, a full disk or a kill, what stood at `path` stays as it was.
+    error, a full disk or a kill, what stood at `path` stays as it was. A kill leaves
+    the temporary file: one that hasn't grown for an hour, so that nobody can still be
+    writing it, is removed the next time.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(path.parent, f".{glob.escape(path.name)}.????????.tmp")
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         yield temporary
@@ -314,13 +427,13 @@ def load_text(source: str | Path) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file isn't UTF-8, or holds nothing.
+        ValueError: the file isn't text in UTF-8, or holds nothing.
     """
     path = fetch(source) if source in FILES else Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):  # False for a text given in place of its path, too
         raise FileNotFoundError(
-            f"got {str(source)!r}, expected one of {sorted(FILES)} or the path of a "
-            f"text file (a relative path starts at {Path.cwd().name}/)"
+            f"got {str(source)[:200]!r}, expected one of {sorted(FILES)} or the path "
+            f"of a text file (a relative path starts at {Path.cwd().name}/)"
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -332,6 +445,10 @@ def load_text(source: str | Path) -> str:
         ) from error
     if not text.strip():
         raise ValueError(f"{path.name} holds no text")
+    if "\0" in text:
+        raise ValueError(
+            f"{path.name} holds bytes of 0, as UTF-16 and programs do: save it as UTF-8"
+        )
     return text
 
 
@@ -622,7 +739,7 @@ def read_bpe_files(folder):
         tokens = sorted(vocab, key=vocab.get)
         n = 256 + len(merges)
         ranks = {to_bytes(token): vocab[token] for token in tokens[:n]}
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder}: a damaged vocab.bpe or encoder.json") from error
     same_ids = sorted(vocab.values()) == list(range(len(vocab)))
     cut_short = any(  # the first special token is two tokens: its merge is missing
@@ -654,11 +771,11 @@ class BPETokenizer:
     """
 
     def __init__(self, merges=(), special_tokens=()):
-        if isinstance(special_tokens, str) or len(set(special_tokens)) < len(
-            special_tokens
-        ):
+        is_list = not isinstance(special_tokens, (str, dict))
+        if not is_list or len(set(special_tokens)) < len(special_tokens):
             raise ValueError(f"got {special_tokens!r}, expected a list without repeats")
         for token in special_tokens:
+            check_text(token)
             if len(token) < 2 or regex.search(r"\s", token):
                 raise ValueError(
                     f"got the special token {token!r}, expected 2 or more characters "
@@ -686,21 +803,30 @@ class BPETokenizer:
 
         Returns:
             The tokenizer itself. It has fewer entries if no pairs are left to join.
+
+        Raises:
+            ValueError: a special token that can't be one, a vocabulary without room
+                for the bytes, the name of a file as text, a file that isn't UTF-8.
         """
         BPETokenizer((), special_tokens)  # refuses a bad one before the work begins
-        n_merges = vocab_size - 256 - len(special_tokens)
-        if n_merges < 0:
-            raise ValueError(
-                f"got vocab_size={vocab_size}, expected at least "
-                f"{256 + len(special_tokens)}: 256 bytes and the special tokens"
-            )
+        check_whole(256 + len(special_tokens), vocab_size=vocab_size)
         if isinstance(text_or_path, Path):
-            with text_or_path.open(encoding="utf-8", newline="") as lines:
-                words = count_words(cut_at_spaces(lines), special_tokens)
+            try:
+                with text_or_path.open(encoding="utf-8", newline="") as lines:
+                    words = count_words(cut_at_spaces(lines), special_tokens)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{text_or_path.name} isn't UTF-8: save the file as UTF-8"
+                ) from error
         else:
-            words = count_words([text_or_path], special_tokens)
+            if isinstance(text_or_path, str) and os.path.isfile(text_or_path):
+                raise ValueError(
+                    f"got the name of a file as text: pass Path({text_or_path!r})"
+                )
+            words = count_words([check_text(text_or_path)], special_tokens)
         counts = PairCounts(words)
         merges = {}  # from token to the pair that made it first
+        n_merges = vocab_size - 256 - len(special_tokens)
         while len(merges) < n_merges and (pair := counts.most_frequent()):
             merges.setdefault(pair[0] + pair[1], pair)
             counts.merge(pair)
@@ -716,7 +842,12 @@ class BPETokenizer:
             disallowed_special: those that raise a ValueError if the text contains
                 them; by default all that aren't allowed. With `()` the text of a
                 special token is encoded as ordinary text.
+
+        Raises:
+            TypeError: something else than a string.
+            ValueError: a special token that isn't allowed.
         """
+        text = check_text(text)
         allowed, special = set(allowed_special), set(self.special_tokens)
         allowed = special if allowed_special == "all" else allowed & special
         all_others = disallowed_special == "all"
@@ -728,7 +859,6 @@ class BPETokenizer:
                 f"allowed_special={{{found[0]!r}}} to use it as one, or "
                 f"disallowed_special=() to encode it as ordinary text"
             )
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids = []
         for i, part in enumerate(split_special(text, allowed)):
             if i % 2 == 1:
@@ -746,11 +876,13 @@ class BPETokenizer:
     def decode(self, ids) -> str:
         """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
         try:
-            tokens = [self.tokens[int(i)] for i in ids]
+            tokens = [self.tokens[operator.index(i)] for i in ids]
         except KeyError as error:
             raise ValueError(
                 f"got the token id {error.args[0]}, expected 0 to {self.n_vocab - 1}"
             ) from None
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"expected a row of whole numbers: {error}") from None
         return b"".join(tokens).decode("utf-8", errors="replace")
 
     def save(self, folder) -> None:
@@ -813,9 +945,8 @@ class GPTDatasetV1(Dataset):
     """
 
     def __init__(self, txt, tokenizer, max_length, stride):
-        for name, value in (("max_length", max_length), ("stride", stride)):
-            if value < 1:
-                raise ValueError(f"got {name}={value}, expected 1 or more")
+        txt = check_text(txt)
+        check_whole(max_length=max_length, stride=stride)
         ids = tokenizer.encode(txt, allowed_special={"<|endoftext|>"})
         if len(ids) <= max_length:
             raise ValueError(
@@ -863,8 +994,7 @@ def create_dataloader_v1(
 
     Built in notebook 01.
     """
-    if batch_size < 1:
-        raise ValueError(f"got batch_size={batch_size}, expected 1 or more")
+    check_whole(batch_size=batch_size)
     dataset = GPTDatasetV1(txt, tokenizer or get_tokenizer(), max_length, stride)
     if drop_last and len(dataset) < batch_size:
         raise ValueError(
@@ -918,8 +1048,14 @@ class KVCache:
             keys and values, `(B, H, S, D)`, of all S tokens so far.
 
         Raises:
-            ValueError: the batch or heads differ from those stored.
+            ValueError: keys and values differ in shape, or batch or heads differ from
+                those stored.
         """
+        if keys.shape != values.shape:
+            raise ValueError(
+                f"got keys {tuple(keys.shape)} and values {tuple(values.shape)}, "
+                f"expected one shape (B, H, T, D)"
+            )
         (B, H, T, D), used = keys.shape, self.length(layer)
         if used == 0:
             self.layers[layer] = (keys, values, T)
@@ -960,7 +1096,7 @@ class Linear(nn.Linear):
         rows = x.numel() // n_in
         if rows > 4 or rows == 0 or x.device.type != "cpu" or torch.is_grad_enabled():
             return F.linear(x, self.weight, self.bias)
-        blocks = max(n for n in range(1, 33) if n_out % n == 0)
+        blocks = next(n for n in range(32, 0, -1) if n_out % n == 0)
         weight = self.weight.view(blocks, -1, n_in)
         columns = x.reshape(rows, n_in).t().expand(blocks, -1, -1)
         y = torch.bmm(weight, columns).reshape(n_out, rows).t()  # (rows, n_out)
@@ -980,14 +1116,16 @@ class MultiHeadAttention(nn.Module):
         qkv_bias: whether the three projections have a bias.
 
     Raises:
-        ValueError: `d_out` isn't divisible by `num_heads`.
+        ValueError: a size under 1, or a `d_out` that isn't divisible by `num_heads`.
 
     Source: Vaswani et al. 2017 (arXiv:1706.03762). Built in notebook 02.
     """
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
         super().__init__()
-        if num_heads < 1 or d_out % num_heads != 0:
+        check_whole(d_in=d_in, d_out=d_out, num_heads=num_heads)
+        check_whole(context_length=context_length)
+        if d_out % num_heads != 0:
             raise ValueError(
                 f"got d_out={d_out} and num_heads={num_heads}, expected d_out to be "
                 f"divisible by num_heads"
@@ -1083,8 +1221,13 @@ def check_config(cfg: dict) -> None:
         cfg: a dictionary with the keys of `GPT_CONFIG_124M`, and perhaps
             `tie_weights`.
 
+    Raises:
+        TypeError: something else than a dictionary.
+
     Built in notebook 03.
     """
+    if not isinstance(cfg, dict):
+        raise TypeError(f"got {cfg!r}, expected a dictionary like GPT_CONFIG_124M")
     unknown = [key for key in cfg if key not in (*GPT_CONFIG_124M, "tie_weights")]
     missing = [key for key in GPT_CONFIG_124M if key not in cfg]
     if unknown or missing:
@@ -1222,8 +1365,11 @@ class GPTModel(nn.Module):
         """Return what the output head reads: `(B, T)` ids to `(B, T, C)` vectors.
 
         Raises:
-            ValueError: ids outside the vocabulary, or too many tokens.
+            TypeError: ids that aren't a tensor.
+            ValueError: ids of another shape, type or device, or outside the
+                vocabulary; too many tokens.
         """
+        check_ids(in_idx, self.tok_emb.weight.device)
         T, past = in_idx.shape[1], 0 if cache is None else cache.length()
         limit = self.cfg["context_length"]
         if T < 1 or past + T > limit:
@@ -1254,7 +1400,7 @@ class GPTModel(nn.Module):
             Logits, `(B, T, V)`.
 
         Raises:
-            ValueError: ids outside the vocabulary, or too many tokens.
+            TypeError, ValueError: as `features`.
         """
         return self.out_head(self.features(in_idx, cache))
 
@@ -1296,8 +1442,14 @@ def generate_text_simple(model, idx, max_new_tokens, context_size):
     Returns:
         `(B, T + max_new_tokens)` ids.
 
+    Raises:
+        TypeError, ValueError: ids that the model can't take, or a wrong number.
+
     Built in notebook 03.
     """
+    check_ids(idx)
+    check_whole(0, max_new_tokens=max_new_tokens)
+    check_whole(context_size=context_size)
     cache = KVCache()
     for _ in range(max_new_tokens):
         logits = next_token_logits(model, idx, context_size, cache)  # (B, V)
@@ -1315,16 +1467,26 @@ def text_to_token_ids(text, tokenizer):
 
     Built in notebook 04.
     """
+    text = check_text(text)
     ids = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
-    return torch.tensor(ids).unsqueeze(0)
+    return torch.tensor(ids, dtype=torch.int64).unsqueeze(0)
 
 
 def token_ids_to_text(token_ids, tokenizer):
     """Return the text of a batch of one, `(1, T)` ids.
 
+    Raises:
+        ValueError: several rows.
+
     Built in notebook 04.
     """
-    return tokenizer.decode(token_ids.squeeze(0).tolist())
+    ids = torch.as_tensor(token_ids).squeeze(0)
+    if ids.dim() != 1:
+        raise ValueError(
+            f"got ids of shape {tuple(token_ids.shape)}, expected one row, (1, T): "
+            f"decode the rows of a batch one by one"
+        )
+    return tokenizer.decode(ids.tolist())
 
 
 def calc_loss_batch(input_batch, target_batch, model, device):
@@ -1338,8 +1500,17 @@ def calc_loss_batch(input_batch, target_batch, model, device):
     Returns:
         A tensor with one number, ready for `backward()`.
 
+    Raises:
+        ValueError: inputs and targets of different shapes, or ids that the model
+            can't take.
+
     Built in notebook 04.
     """
+    if input_batch.shape != target_batch.shape:
+        raise ValueError(
+            f"got inputs {tuple(input_batch.shape)} and targets "
+            f"{tuple(target_batch.shape)}, expected one shape (B, T)"
+        )
     logits = model(input_batch.to(device))  # (B, T, V)
     targets = target_batch.to(device)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # (B*T, V), (B*T)
@@ -1350,10 +1521,11 @@ def check_loaders(*loaders):
 
     Built in notebook 04.
     """
-    if any(len(loader) < 1 for loader in loaders):
+    lengths = [len(one) if hasattr(one, "__len__") else None for one in loaders]
+    if not all(lengths):
         raise ValueError(
-            f"got loaders with {[len(loader) for loader in loaders]} batches, expected "
-            f"at least 1 in each: take a longer text or a smaller batch_size"
+            f"got loaders with {lengths} batches, expected at least 1 in each: take a "
+            f"longer text or a smaller batch_size"
         )
 
 
@@ -1372,8 +1544,8 @@ def calc_loss_loader(data_loader, model, device, num_batches=None):
     Built in notebook 04.
     """
     check_loaders(data_loader)
-    if num_batches is not None and num_batches < 1:
-        raise ValueError(f"got num_batches={num_batches}, expected 1 or more")
+    if num_batches is not None:
+        check_whole(num_batches=num_batches)
     losses = [
         calc_loss_batch(inputs, targets, model, device).item()
         for inputs, targets in islice(data_loader, num_batches)
@@ -1424,6 +1596,25 @@ def check_finite(loss, step):
         )
 
 
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that it frees, for its next tensors.
+
+    The C library of most Linuxes, glibc, hands large blocks back to the system at once
+    and asks for new ones, whose pages have to be cleared before use. `mallopt` sets
+    `M_MMAP_MAX` (-4) to 0 and switches `M_TRIM_THRESHOLD` (-1) off, so that it doesn't.
+
+    Returns:
+        Whether that was possible: False elsewhere, where nothing is changed.
+
+    Source: the manual page mallopt(3). Built in notebook 04.
+    """
+    try:
+        c_library = ctypes.CDLL("libc.so.6")
+        return bool(c_library.mallopt(-4, 0) and c_library.mallopt(-1, -1))
+    except (OSError, AttributeError):
+        return False
+
+
 def train_model_simple(
     model,
     train_loader,
@@ -1451,12 +1642,15 @@ def train_model_simple(
         Three lists: training losses, validation losses, tokens seen at each.
 
     Raises:
-        ValueError: a loader without batches.
+        ValueError: a loader without batches, an optimizer of another model, or a
+            number under 1.
         FloatingPointError: a loss that is not a number.
 
     Built in notebook 04.
     """
     check_loaders(train_loader, val_loader)
+    check_optimizer(optimizer, model)
+    check_whole(num_epochs=num_epochs, eval_freq=eval_freq)
     train_losses, val_losses, track_tokens_seen = [], [], []
     tokens_seen, step = 0, 0
     for epoch in range(num_epochs):
@@ -1552,6 +1746,9 @@ def save_checkpoint(path, model, optimizer=None, **extra):
         optimizer: its optimizer, if training is to go on from here.
         extra: numbers, strings, lists, dictionaries and tensors to keep beside it.
 
+    Raises:
+        ValueError: something that `load_checkpoint` wouldn't read.
+
     Built in notebook 04.
     """
     saved = optimizer.state_dict() if optimizer else None
@@ -1559,6 +1756,12 @@ def save_checkpoint(path, model, optimizer=None, **extra):
     state = dict(zip(CHECKPOINT_KEYS, parts, strict=True))
     with atomic_write(path) as temporary:
         torch.save(state, temporary)
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(temporary)
+        if foreign:
+            raise ValueError(
+                f"got values of the types {foreign}, expected numbers, strings, lists, "
+                f"dictionaries and tensors: use float(...) or .tolist() for NumPy's"
+            )
 
 
 def load_checkpoint(path, model, optimizer=None):
@@ -1577,7 +1780,8 @@ def load_checkpoint(path, model, optimizer=None):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file that is cut short, not a checkpoint, or another model's.
+        ValueError: a file that is cut short, not a checkpoint, or of another model or
+            optimizer.
 
     Built in notebook 04.
     """
@@ -1587,16 +1791,15 @@ def load_checkpoint(path, model, optimizer=None):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         config, weights, saved, extra = (state[key] for key in CHECKPOINT_KEYS)
+        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        theirs = config["n_heads"], config.get("tie_weights", False)
     except Exception as error:  # whatever a damaged archive makes PyTorch raise
         raise ValueError(
             f"{path.name} is cut short or isn't a checkpoint of this course: save it "
             f"again, or take another one"
         ) from error
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    ours, theirs = (
-        (cfg["n_heads"], cfg.get("tie_weights", False)) for cfg in (model.cfg, config)
-    )  # what the shapes don't show
+    ours = model.cfg["n_heads"], model.cfg.get("tie_weights", False)  # not in a shape
     if shapes != expected or ours != theirs:
         raise ValueError(
             f"{path.name} is of another model: it was saved with {config}, this one "
@@ -1605,37 +1808,61 @@ def load_checkpoint(path, model, optimizer=None):
     if optimizer is not None:
         if saved is None:
             raise ValueError(f"{path.name} holds no optimizer: call without one")
-        optimizer.load_state_dict(saved)
+        try:
+            settings = optimizer.defaults.keys()
+            if not all(settings <= group.keys() for group in saved["param_groups"]):
+                raise ValueError("it has other settings")
+            optimizer.load_state_dict(saved)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path.name} holds the state of another optimizer ({error}): make "
+                f"yours as the one that was saved, or call without one"
+            ) from error
     model.load_state_dict(weights)
     return extra
 
 
-def random_state():
-    """Return the state of PyTorch's generators, as a list of tensors.
+def random_state(*loaders):
+    """Return the state of PyTorch's generators, and of those that loaders were given.
+
+    Returns:
+        A list of tensors: the CPU's generator, the loaders' own, every GPU's.
 
     Built in notebook 04.
     """
     states = [torch.get_rng_state()]
+    states += [generator.get_state() for generator in loader_generators(*loaders)]
     if torch.cuda.is_available():
         states += torch.cuda.get_rng_state_all()
     return states
 
 
-def set_random_state(states):
-    """Put PyTorch's generators back to what `random_state` returned.
+def set_random_state(states, *loaders):
+    """Put generators back to what `random_state` returned for as many loaders.
+
+    Raises:
+        ValueError: there are fewer states than generators.
 
     Built in notebook 04.
     """
-    torch.set_rng_state(states[0])
-    if len(states) > 1 and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states[1:])
+    generators = [torch.default_generator, *loader_generators(*loaders)]
+    if len(states) < len(generators):
+        raise ValueError(
+            f"got the states of {len(states)} random generators, expected "
+            f"{len(generators)}: go on with loaders made as those of the run"
+        )
+    for generator, state in zip(generators, states, strict=False):
+        generator.set_state(state)
+    if len(states) > len(generators) and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states[len(generators) :])
 
 
 class BatchStream:
     """Endless batches of a loader, which can go on later exactly where they stopped.
 
     Each reading of the loader shuffles anew. The state of the random generators at its
-    start and the number of batches taken since are enough to find the place again.
+    start, the loader's own among them, and the number of batches taken since are enough
+    to find the place again.
 
     Args:
         loader: batches `(inputs, targets)`.
@@ -1644,13 +1871,14 @@ class BatchStream:
     """
 
     def __init__(self, loader):
+        check_loaders(loader)
         self.loader, self.batches = loader, iter(())
-        self.start, self.taken, self.tokens_seen = random_state(), len(loader), 0
+        self.start, self.taken, self.tokens_seen = random_state(loader), len(loader), 0
 
     def __next__(self):
         """Return the next batch, beginning a new reading when one is over."""
         if self.taken == len(self.loader):
-            self.start, self.taken = random_state(), 0
+            self.start, self.taken = random_state(self.loader), 0
             self.batches = iter(self.loader)
         inputs, targets = next(self.batches)
         self.taken += 1
@@ -1663,14 +1891,19 @@ class BatchStream:
 
     def load_state_dict(self, state):
         """Go to a place in the stream, leaving the random generators as they are."""
-        now = random_state()
+        now = random_state(self.loader)
         self.start = state["start"]
         self.taken, self.tokens_seen = state["at"]
-        set_random_state(self.start)
+        if self.taken > len(self.loader):
+            raise ValueError(
+                f"got a place after {self.taken} batches, expected at most the "
+                f"{len(self.loader)} of the loader: take the data of the run"
+            )
+        set_random_state(self.start, self.loader)
         self.batches = iter(self.loader)
         for _ in range(self.taken):
             next(self.batches)
-        set_random_state(now)
+        set_random_state(now, self.loader)
 
 
 def train_step(model, stream, optimizer, device, accumulate, max_norm, step):
@@ -1744,31 +1977,43 @@ def train_model(
         A dictionary of lists: step, tokens_seen, lr, train_loss, val_loss.
 
     Raises:
-        ValueError: a loader without batches, or a checkpoint of another model.
+        ValueError: a loader without batches, a number out of its range, an optimizer
+            or a checkpoint of another model, or `resume` without a `run_dir`.
         FloatingPointError: a loss that is not a number; the checkpoints stay.
 
     Built in notebook 04.
     """
     # Plan
     check_loaders(train_loader, val_loader)
+    check_whole(accumulate=accumulate, eval_freq=eval_freq)
+    check_number(zero=False, num_epochs=num_epochs, max_norm=max_norm)
+    check_number(warmup_steps=warmup_steps, weight_decay=weight_decay)
+    check_number(peak_lr=peak_lr, min_lr=min_lr)
     total_steps = math.ceil(num_epochs * len(train_loader) / accumulate)
     if optimizer is None:
         groups = param_groups(model, weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    check_optimizer(optimizer, model)
     stream = BatchStream(train_loader)
     history = {k: [] for k in ("step", "tokens_seen", "lr", "train_loss", "val_loss")}
     # Resume
+    if resume and not run_dir:
+        raise ValueError("got resume=True, expected with it the run_dir of the run")
     last = Path(run_dir) / "last.pth" if run_dir else None
-    if resume and last and last.exists():
+    if last:
+        last.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than later
+    if resume and last.exists():
         extra = load_checkpoint(last, model, optimizer)
+        if not {"history", "stream", "random"} <= extra.keys():
+            raise ValueError(f"{last} isn't of train_model: move it, or resume=False")
         history = extra["history"]
         stream.load_state_dict(extra["stream"])
-        set_random_state(extra["random"])
+        set_random_state(extra["random"], train_loader, val_loader)
     steps = range(max(history["step"], default=0), total_steps)
     model.train()
     for step in tqdm(steps, "steps", leave=False):
         # Step
-        lr = learning_rate(step, total_steps, warmup_steps, peak_lr, min_lr)
+        lr = float(learning_rate(step, total_steps, warmup_steps, peak_lr, min_lr))
         for group in optimizer.param_groups:
             group["lr"] = lr
         train_step(model, stream, optimizer, device, accumulate, max_norm, step)
@@ -1785,7 +2030,8 @@ def train_model(
         if last and saves:
             if losses[1] == min(history["val_loss"]):
                 save_checkpoint(last.with_name("best.pth"), model, history=history)
-            place = {"stream": stream.state_dict(), "random": random_state()}
+            states = random_state(train_loader, val_loader)
+            place = {"stream": stream.state_dict(), "random": states}
             save_checkpoint(last, model, optimizer, history=history, **place)
         if report:
             report(history)
@@ -1809,8 +2055,7 @@ def keep_top(logits, top_k=None, top_p=None):
     Source: Holtzman et al. 2020 (arXiv:1904.09751) for top-p. Built in notebook 04.
     """
     if top_k is not None:
-        if top_k < 1:
-            raise ValueError(f"got top_k={top_k}, expected 1 or more")
+        check_whole(top_k=top_k)
         kept = logits.topk(min(top_k, logits.shape[-1])).values  # (B, k)
         logits = logits.masked_fill(logits < kept[:, -1:], -torch.inf)
     if top_p is not None:
@@ -1837,18 +2082,24 @@ def sample_token(logits, temperature=0.0, top_k=None, top_p=None):
         `(B, 1)` ids.
 
     Raises:
-        ValueError: a control outside its range.
+        ValueError: a control outside its range, or logits that aren't numbers.
 
     Built in notebook 04.
     """
-    if not 0 <= temperature < math.inf:
-        raise ValueError(
-            f"got temperature={temperature}, expected a finite number from 0"
-        )
+    check_number(temperature=temperature)
+    if temperature == math.inf:
+        raise ValueError("got temperature=inf, expected a finite number")
     logits = keep_top(logits, top_k, top_p)
+    if temperature > 0:
+        logits = logits / temperature
+    if not logits.amax(dim=-1).isfinite().all():
+        raise ValueError(
+            f"got logits that aren't finite at temperature={temperature}: the weights "
+            f"have overflowed, or the temperature is so low that it should be 0"
+        )
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
-    probs = torch.softmax(logits / temperature, dim=-1)  # (B, V)
+    probs = torch.softmax(logits, dim=-1)  # (B, V)
     return torch.multinomial(probs, num_samples=1)
 
 
@@ -1877,8 +2128,16 @@ def generate(
     Returns:
         `(B, T + new)` ids, at most `max_new_tokens` new ones.
 
+    Raises:
+        TypeError, ValueError: ids that the model can't take, or a wrong number.
+
     Built in notebook 04.
     """
+    check_ids(idx)
+    check_whole(0, max_new_tokens=max_new_tokens)
+    check_whole(context_size=context_size)
+    if eos_id is not None:
+        check_whole(0, eos_id=eos_id)
     cache = KVCache()
     ended = torch.zeros(idx.shape[0], 1, dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
@@ -1929,7 +2188,7 @@ def import_tensorflow():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     stderr = os.dup(2)
     try:
-        with open(os.devnull, "w") as nowhere:
+        with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         import tensorflow as tf
 
@@ -2035,7 +2294,7 @@ def read_hparams(folder):
 
     Built in notebook 05.
     """
-    path = Path(folder) / "hparams.json"
+    path = Path(folder).absolute() / "hparams.json"
     if not path.is_file():
         raise ValueError(
             f"{path.parent.name} holds no hparams.json, expected a folder in OpenAI's "
@@ -2048,7 +2307,7 @@ def read_hparams(folder):
             raise ValueError(f"unknown keys {[*hparams]}")
         config |= {"drop_rate": 0.0, "qkv_bias": True, "tie_weights": True}
         check_config(config)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"hparams.json in {path.parent.name} doesn't describe a GPT-2 ({error}), "
             f"expected a JSON object with the keys {[*HPARAMS]}"
@@ -2067,7 +2326,7 @@ def check_tensors(folder, config, shapes, dtypes):
     Built in notebook 05.
     """
     expected = {}
-    if config["n_layers"] <= len(shapes):  # more couldn't fit, and would take long
+    if max(config.values()) < 10**7 and config["n_layers"] <= len(shapes):  # can fit
         with torch.device("meta"):
             places = gpt2_places(GPTModel(config))
         expected = {k: [*join_parameters(k, p).shape] for k, p in places.items()}
@@ -2140,7 +2399,7 @@ def read_gpt2_checkpoint(folder):
 
     Built in notebook 05.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     if not folder.is_dir():
         raise FileNotFoundError(f"got {folder.name!r}, expected a checkpoint's folder")
     config = read_hparams(folder)
@@ -2151,7 +2410,7 @@ def read_gpt2_checkpoint(folder):
         )
     tf = import_tensorflow()
     try:
-        reader = tf.train.load_checkpoint(str(folder / "model.ckpt"))
+        reader = tf.train.load_checkpoint(os.fsencode(folder / "model.ckpt"))
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{folder.name}: model.ckpt.index is damaged. Delete it and download or "
@@ -2173,6 +2432,11 @@ def check_writable(model, tokenizer, dtype):
     """
     if dtype not in ("float32", "float16"):
         raise ValueError(f"got dtype={dtype!r}, expected 'float32' or 'float16'")
+    if not isinstance(model, GPTModel) or any("lora" in k for k in model.state_dict()):
+        raise ValueError(
+            f"got a {type(model).__name__} that isn't of plain layers, expected a "
+            f"GPTModel: put merged layers in the place of those with LoRA (merge_lora)"
+        )
     if not model.cfg["qkv_bias"]:
         raise ValueError(
             "got a model with qkv_bias=False, expected True: OpenAI's format has "
@@ -2249,7 +2513,7 @@ def write_gpt2_checkpoint(folder, model, tokenizer, dtype="float32"):
         (temporary / "hparams.json").write_bytes(text.encode("utf-8"))
         (temporary / "checkpoint").write_bytes(GPT2_STATE)
         tf.raw_ops.SaveV2(
-            prefix=str(temporary / "model.ckpt"),
+            prefix=os.fsencode(temporary / "model.ckpt"),
             tensor_names=list(tensors),
             shape_and_slices=[""] * len(tensors),
             tensors=list(tensors.values()),
@@ -2414,7 +2678,9 @@ def choose_gpt2(name=None):
     except OSError as error:
         if name not in GPT2_FILES:
             raise
-        why = error.strerror or str(error).split(":")[0]
+        why = str(error).split(":")[0]
+        if error.strerror:  # the disk's fault
+            why = f"GPT-2 {name}: {error.strerror}"
         _say_once(f"{why}, so the course's own gpt2-mini is used.")
         return DATA / "gpt2-mini"
 
@@ -2499,16 +2765,17 @@ def check_messages(messages, name):
     """Raise a ValueError if a table isn't one of labelled messages.
 
     Args:
-        messages: a `pandas.DataFrame`.
+        messages: a `pandas.DataFrame`; each column once.
         name: what to call it in the message, such as the name of its file.
 
     Built in notebook 06.
     """
-    missing = [column for column in ("Label", "Text") if column not in messages]
+    columns = [*getattr(messages, "columns", ())]
+    missing = [wanted for wanted in ("Label", "Text") if columns.count(wanted) != 1]
     if missing:
         raise ValueError(
-            f"{name} lacks {missing}: got the columns {[*messages]}, expected 'Label' "
-            f"and 'Text'"
+            f"{name} lacks {missing}: got the columns {columns}, expected 'Label' and "
+            f"'Text'"
         )
     unknown = sorted(set(messages["Label"].astype(str)) - {*LABELS, "0", "1"})
     if unknown:
@@ -2535,18 +2802,22 @@ def read_messages(path):
         A `pandas.DataFrame` with the columns `Label` ("ham" or "spam") and `Text`.
 
     Raises:
-        ValueError: see `check_messages`.
+        FileNotFoundError, ValueError: see `load_text` and `check_messages`.
 
     Built in notebook 06.
     """
-    messages = pd.read_csv(
-        path,
-        sep="\t",
-        names=["Label", "Text"],
-        quoting=csv.QUOTE_NONE,  # a quotation mark is a character like any other
-        keep_default_na=False,  # and "null" a word
-        encoding="utf-8",
-    )
+    load_text(path)  # refuses what isn't a text in UTF-8
+    try:
+        messages = pd.read_csv(
+            path,
+            sep="\t",
+            names=["Label", "Text"],
+            quoting=csv.QUOTE_NONE,  # a quotation mark is a character like any other
+            keep_default_na=False,  # and "null" a word
+            encoding="utf-8",
+        )
+    except pd.errors.ParserError as error:  # lines with several tabs
+        raise ValueError(f"{Path(path).name}: {error}, that is, one tab") from error
     check_messages(messages, Path(path).name)
     return messages
 
@@ -2595,7 +2866,7 @@ def random_split(df, train_frac, validation_frac, seed=123):
 
     Built in notebook 06.
     """
-    if min(train_frac, validation_frac) <= 0 or train_frac + validation_frac >= 1:
+    if not (min(train_frac, validation_frac) > 0 and train_frac + validation_frac < 1):
         raise ValueError(
             f"got train_frac={train_frac} and validation_frac={validation_frac}, "
             f"expected two shares over 0 that add up to less than 1: the rest is the "
@@ -2627,8 +2898,13 @@ def encode_message(text, tokenizer, max_length=None):
     Returns:
         A list of ids, and whether the message was cut.
 
+    Raises:
+        ValueError: `max_length` isn't a whole number from 1.
+
     Built in notebook 06.
     """
+    if max_length is not None:
+        check_whole(max_length=max_length)
     end = tokenizer.encode("<|endoftext|>", allowed_special="all")
     end = end if len(end) == 1 else []
     ids = tokenizer.encode(text, disallowed_special=())
@@ -2664,14 +2940,16 @@ class SpamDataset(Dataset):
         name = Path(csv_file).name
         if not Path(csv_file).is_file():
             raise FileNotFoundError(f"got {name!r}, expected the path of a CSV file")
-        self.data = pd.read_csv(
-            csv_file, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
+        load_text(csv_file)  # refuses what isn't a text in UTF-8
+        try:
+            self.data = pd.read_csv(
+                csv_file, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+            )
+        except pd.errors.ParserError as error:
+            raise ValueError(f"{name} is no whole table: {error}") from error
         check_messages(self.data, name)
         if len(self.data) == 0:
             raise ValueError(f"{name} holds no messages, expected at least one")
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"got max_length={max_length}, expected 1 or more")
         texts = [encode_message(t, tokenizer, max_length) for t in self.data["Text"]]
         self.encoded_texts = [torch.tensor(ids) for ids, _ in texts]
         self.lengths = [len(ids) for ids in self.encoded_texts]
@@ -2728,14 +3006,13 @@ class LengthBatches(Sampler):
         group: batches that are sorted together.
 
     Raises:
-        ValueError: `batch_size` under 1.
+        ValueError: `batch_size` or `group` isn't a whole number from 1.
 
     Built in notebook 06.
     """
 
     def __init__(self, lengths, batch_size=8, shuffle=True, group=4):
-        if batch_size < 1:
-            raise ValueError(f"got batch_size={batch_size}, expected 1 or more")
+        check_whole(batch_size=batch_size, group=group)
         self.lengths, self.batch_size = lengths, batch_size
         self.shuffle, self.group = shuffle, group
 
@@ -2831,8 +3108,16 @@ def class_logits(model, messages, lengths):
     Returns:
         Logits, `(B, classes)`.
 
+    Raises:
+        ValueError: the model still has the head of a language model.
+
     Built in notebook 06.
     """
+    if getattr(model.out_head, "out_features", 2) == model.cfg["vocab_size"]:
+        raise ValueError(
+            f"got an out_head for {model.cfg['vocab_size']} tokens, expected one "
+            f"output a class: model.out_head = torch.nn.Linear(width, 2)"
+        )
     last = torch.arange(len(messages), device=messages.device), lengths - 1
     if not messages.is_floating_point():
         return model.out_head(model.features(messages)[last])  # (B, classes)
@@ -2860,10 +3145,11 @@ def run_frozen_blocks(model, ids):
     Built in notebook 06.
     """
     V, limit = model.cfg["vocab_size"], model.cfg["context_length"]
-    if ids.max() >= V or ids.shape[1] > limit:
+    if ids.min() < 0 or ids.max() >= V or ids.shape[1] > limit:
         raise ValueError(
-            f"got ids up to {ids.max()} in {ids.shape[1]} tokens, expected under {V} "
-            f"in at most {limit}: encode the text for this model, with max_length"
+            f"got ids from {ids.min()} to {ids.max()} in {ids.shape[1]} tokens, "
+            f"expected 0 to {V - 1} in at most {limit}: encode the text for this "
+            f"model, with max_length"
         )
     was_training = model.training
     model.eval()
@@ -2962,8 +3248,8 @@ def evaluate_classifier(data_loader, model, device, num_batches=None):
     Built in notebook 06.
     """
     check_loaders(data_loader)
-    if num_batches is not None and num_batches < 1:
-        raise ValueError(f"got num_batches={num_batches}, expected 1 or more")
+    if num_batches is not None:
+        check_whole(num_batches=num_batches)
     was_training = model.training
     model.eval()
     loss, correct, seen = 0.0, 0, 0
@@ -3024,13 +3310,15 @@ def train_classifier(
         the number of messages seen.
 
     Raises:
-        ValueError: a loader without batches, or nothing to train.
+        ValueError: a loader without batches, nothing to train, or a number of epochs,
+            steps or batches that isn't a whole one from 1.
         FloatingPointError: a loss that is not a number.
 
     Built in notebook 06.
     """
     # Plan
     check_loaders(train_loader, val_loader)
+    check_whole(num_epochs=num_epochs, eval_freq=eval_freq, accumulate=accumulate)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("every parameter is frozen: set requires_grad where to learn")
     device = device or model.out_head.weight.device
@@ -3146,10 +3434,11 @@ def classify_review(text, model, tokenizer, device=None, max_length=None):
 
     Built in notebook 06.
     """
-    if not text.strip():
+    if not isinstance(text, str) or not text.strip():
         raise ValueError(f"got the message {text!r}, expected some text")
     model.eval()
-    limit = min(max_length or math.inf, model.cfg["context_length"])
+    limit = model.cfg["context_length"]
+    limit = limit if max_length is None else min(max_length, limit)
     ids = torch.tensor([encode_message(text, tokenizer, limit)[0]])
     ids = ids.to(device or model.out_head.weight.device)  # (1, T)
     lengths = torch.tensor([ids.shape[1]], device=ids.device)  # (1)
@@ -3166,15 +3455,16 @@ class LoRALayer(nn.Module):
         alpha: the change is multiplied by alpha / rank.
 
     Raises:
-        ValueError: `rank` under 1.
+        ValueError: a width or `rank` under 1, or `alpha` not over 0.
 
     Source: Hu et al. 2021 (arXiv:2106.09685). Built in notebook 06.
     """
 
     def __init__(self, in_dim, out_dim, rank, alpha):
         super().__init__()
-        if rank < 1:
-            raise ValueError(f"got rank={rank}, expected 1 or more")
+        check_whole(in_dim=in_dim, out_dim=out_dim, rank=rank)
+        if not 0 < alpha < math.inf:
+            raise ValueError(f"got alpha={alpha}, expected a finite number over 0")
         self.A = nn.Parameter(torch.empty(in_dim, rank))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
         self.B = nn.Parameter(torch.zeros(rank, out_dim))  # so it begins as no change
@@ -3197,9 +3487,10 @@ class LinearWithLoRA(nn.Module):
 
     def __init__(self, linear, rank, alpha):
         super().__init__()
-        self.linear = linear.requires_grad_(False)
+        self.linear = linear
         self.lora = LoRALayer(linear.in_features, linear.out_features, rank, alpha)
         self.lora.to(linear.weight.device)
+        linear.requires_grad_(False)
 
     def forward(self, x):
         """Map `(..., in_features)` to `(..., out_features)`."""
@@ -3220,8 +3511,16 @@ def replace_linear_with_lora(model, rank, alpha):
         model: any module, such as `model.trf_blocks`; it is changed.
         rank, alpha: see `LoRALayer`.
 
+    Raises:
+        ValueError: a linear layer itself, which has no place to be replaced in.
+
     Built in notebook 06.
     """
+    if isinstance(model, nn.Linear):
+        raise ValueError(
+            "got a linear layer, expected the module that holds it, such as "
+            "model.trf_blocks; or wrap it: LinearWithLoRA(layer, rank, alpha)"
+        )
     for name, child in model.named_children():
         if isinstance(child, nn.Linear):
             setattr(model, name, LinearWithLoRA(child, rank, alpha))
@@ -3282,7 +3581,7 @@ def check_records(records, name):
     Built in notebook 07.
     """
     if not isinstance(records, list) or not records:
-        kind = "an empty list" if records == [] else type(records).__name__
+        kind = "an empty list" if isinstance(records, list) else type(records).__name__
         raise ValueError(f"{name}: got {kind}, expected a list of at least one record")
     for i, entry in enumerate(records):
         if not isinstance(entry, dict):
@@ -3314,13 +3613,14 @@ def read_records(source):
 
     Built in notebook 07.
     """
-    name = Path(source).name
+    name, text = Path(source).name, load_text(source)
     try:
-        records = json.loads(load_text(source))
-    except json.JSONDecodeError as error:
+        records = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
         raise ValueError(
-            f"{name} isn't whole: its JSON breaks off or is damaged in line "
-            f"{error.lineno} ({error.msg}). Get the file again"
+            f"{name} isn't whole: its JSON breaks off or is damaged in line {line} "
+            f"({getattr(error, 'msg', error)}). Get the file again"
         ) from error
     check_records(records, name)
     return [{"instruction": "", "input": ""} | entry for entry in records]
@@ -3359,12 +3659,15 @@ class AnswerDataset(Dataset):
     Items are pairs of lists: ids, and for each whether it belongs to an answer.
 
     Raises:
-        ValueError: no examples, or none with an answer inside `max_length`.
+        ValueError: no examples, or none with an answer inside `max_length`, which is
+            a whole number from 1.
 
     Built in notebook 07.
     """
 
     def __init__(self, examples, tokenizer, end_id, max_length=None):
+        if max_length is not None:
+            check_whole(max_length=max_length)
         self.end_id, self.max_length = end_id, max_length
         self.items, self.truncated, self.left_out = [], 0, 0
         cut = None if max_length is None else max_length + 1  # the last is a target
@@ -3393,8 +3696,8 @@ class AnswerDataset(Dataset):
             )
         if not self.items:
             raise ValueError(
-                f"got {n} examples, none with an answer within {self.max_length} "
-                f"tokens: expected at least one"
+                f"got {n} examples, none with an answer within max_length="
+                f"{self.max_length}: expected at least one"
             )
 
     def __len__(self):
@@ -3450,8 +3753,13 @@ def custom_collate_fn(
     Returns:
         inputs and targets, both `(B, T)`.
 
+    Raises:
+        ValueError: `allowed_max_length` isn't a whole number from 1.
+
     Built in notebook 07.
     """
+    if allowed_max_length is not None:
+        check_whole(allowed_max_length=allowed_max_length)
     inputs, targets = [], []
     for item in batch:
         ids, learnt = item if isinstance(item, tuple) else (item, [True] * len(item))
@@ -3531,9 +3839,14 @@ def answer_logits(input_batch, target_batch, model, device, share=True):
     Returns:
         logits `(N, V)`, targets `(N)`.
 
+    Raises:
+        ValueError: no position has a target.
+
     Built in notebook 07.
     """
     inputs, targets, cache = input_batch.to(device), target_batch.to(device), None
+    if not (targets != -100).any():
+        raise ValueError("got a batch without targets, expected some of an answer")
     shared = count_shared(inputs, targets) if share else 0
     if len(inputs) > 1 and shared >= 8:  # fewer aren't worth a pass of their own
         cache = SharedPrefix()
@@ -3577,8 +3890,8 @@ def evaluate_answers(data_loader, model, device, num_batches=None):
     Built in notebook 07.
     """
     check_loaders(data_loader)
-    if num_batches is not None and num_batches < 1:
-        raise ValueError(f"got num_batches={num_batches}, expected 1 or more")
+    if num_batches is not None:
+        check_whole(num_batches=num_batches)
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
@@ -3623,13 +3936,15 @@ def tune_model(
         evaluation), val_loss.
 
     Raises:
-        ValueError: a loader without batches, or nothing to train.
+        ValueError: a loader without batches, nothing to train, or a number of epochs
+            or steps that isn't a whole one from 1.
         FloatingPointError: a loss that is not a number.
 
     Built in notebook 07.
     """
     # Plan
     check_loaders(train_loader, val_loader)
+    check_whole(num_epochs=num_epochs, eval_freq=eval_freq)
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ValueError("every parameter is frozen: set requires_grad where to learn")
@@ -3681,16 +3996,18 @@ def answer_instruction(entry, model, tokenizer, max_new_tokens=60, **controls):
         controls: temperature, top_k, top_p; see `sample_token`.
 
     Raises:
-        ValueError: a prompt that leaves no room for the response.
+        ValueError: a prompt that leaves no room for the response, or
+            `max_new_tokens` under 1.
 
     Built in notebook 07.
     """
+    check_whole(max_new_tokens=max_new_tokens)
     ids = tokenizer.encode(format_input(entry) + RESPONSE, disallowed_special=())
     limit = model.cfg["context_length"]
     if len(ids) + max_new_tokens > limit:
         raise ValueError(
-            f"got a prompt of {len(ids)} tokens, expected at most "
-            f"{limit - max_new_tokens}: shorten it, or ask for fewer new tokens"
+            f"got a prompt of {len(ids)} tokens and max_new_tokens={max_new_tokens}, "
+            f"expected at most {limit} in all: shorten it, or ask for fewer new tokens"
         )
     idx = torch.tensor([ids], device=model.out_head.weight.device)  # (1, T)
     end_id = single_token(END, tokenizer)
@@ -3804,8 +4121,14 @@ def judge_answers(data, answers, ask, patience=3):
     Returns:
         A list of scores, None where the reply was missing or not clear.
 
+    Raises:
+        ValueError: more or fewer answers than records, or `patience` under 1.
+
     Built in notebook 07.
     """
+    check_whole(patience=patience)
+    if len(data) != len(answers):
+        raise ValueError(f"got {len(answers)} answers to {len(data)} records")
     scores, silent = [], 0
     for entry, answer in zip(tqdm(data, "judge", leave=False), answers, strict=True):
         prompt = (
@@ -3859,10 +4182,15 @@ class Phrasebook:
         words: dictionary from a kind of word to a list.
         used: what has been filled in since it was last emptied.
 
+    Raises:
+        ValueError: `reserved` is neither True nor False.
+
     Built in notebook 07.
     """
 
     def __init__(self, reserved):
+        if not isinstance(reserved, bool):
+            raise ValueError(f"got reserved={reserved!r}, expected True or False")
         self.lists = json.loads(load_text(DATA / "dialogues.json"))
         self.reserved, self.used = reserved, set()
         self.words = {
@@ -4076,8 +4404,12 @@ def stream_ids(model, idx, max_new_tokens, cache=None, eos_id=None, **controls):
         eos_id: token that ends the text; it isn't yielded.
         controls: temperature, top_k, top_p; see `sample_token`.
 
+    Raises:
+        ValueError: `max_new_tokens` isn't a whole number from 1.
+
     Built in notebook 07.
     """
+    check_whole(max_new_tokens=max_new_tokens)
     cache = KVCache() if cache is None else cache
     for _ in range(max_new_tokens):
         logits = next_token_logits(model, idx, model.cfg["context_length"], cache)
@@ -4099,7 +4431,7 @@ class ChatHistory:
         tokenizer: the model's own.
         context_length: the model's window, in tokens.
         max_new_tokens: the most tokens of an answer.
-        report: called with one line when turns are dropped.
+        report: called with one line when turns are dropped; None for silence.
 
     Attributes:
         turns: pairs of message and answer, all of them.
@@ -4114,7 +4446,8 @@ class ChatHistory:
     """
 
     def __init__(self, tokenizer, context_length, max_new_tokens, report=print):
-        if not 1 <= max_new_tokens < context_length:
+        check_whole(max_new_tokens=max_new_tokens)
+        if max_new_tokens >= context_length:
             raise ValueError(
                 f"got max_new_tokens={max_new_tokens}, expected 1 to "
                 f"{context_length - 1}: less than the model's window"
@@ -4135,10 +4468,9 @@ class ChatHistory:
         Raises:
             ValueError: it is empty, or too long for the window.
         """
-        text = " ".join(message.split())  # one line
-        if not text:
+        if not isinstance(message, str) or not message.strip():
             raise ValueError(f"got the message {message!r}, expected some text")
-        text = f"User: {text}\nAssistant:"
+        text = f"User: {' '.join(message.split())}\nAssistant:"  # one line
         ids = self.tokenizer.encode(text, disallowed_special=())
         if len(ids) > self.room:
             raise ValueError(
@@ -4156,7 +4488,8 @@ class ChatHistory:
         if gone:
             self.cache, self.dropped = KVCache(), self.dropped + gone
             turns = "1 old turn" if gone == 1 else f"{gone} old turns"
-            self.report(f"[{turns} dropped: the model's window is full]")
+            if self.report:
+                self.report(f"[{turns} dropped: the model's window is full]")
 
 
 class Chat(ChatHistory):

@@ -2,7 +2,11 @@
 
 import errno
 import os
+import select
+import shutil
+import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -41,6 +45,57 @@ class FullDisk:
 def full_disk():
     """What stands in for `open` where the disk is nearly full."""
     return FullDisk
+
+
+class Child:
+    """A process forked off to run an action, perhaps as another user.
+
+    Forking is quick, since everything is imported already, but only Linux does it well.
+    """
+
+    def __init__(self, action, user=None):
+        if not sys.platform.startswith("linux"):
+            pytest.skip("needs Linux, to fork")
+        self.reader, writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                if user is not None:
+                    os.setgroups([])
+                    os.setgid(user)
+                    os.setuid(user)
+                said = str(action())
+            except BaseException as error:
+                said = f"{type(error).__name__}: {error}"
+            os.write(writer, said.encode("utf-8"))
+            os._exit(0)
+        os.close(writer)
+
+    def result(self, timeout=60):
+        """Wait for the process; return what its action returned or raised, as text."""
+        if not select.select([self.reader], [], [], timeout)[0]:
+            os.kill(self.pid, signal.SIGKILL)
+        with open(self.reader, encoding="utf-8") as pipe:
+            said = pipe.read()
+        os.waitpid(self.pid, 0)
+        return said
+
+
+@pytest.fixture
+def child():
+    """The class `Child`: two files named conftest make it no module to import from."""
+    return Child
+
+
+@pytest.fixture
+def without_rights(tmp_path_factory):
+    """Return a folder, and a function that runs an action as a user without rights."""
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        pytest.skip("needs Linux and root, to become another user")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder, lambda action: Child(action, user=65534).result()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -135,6 +135,40 @@ def test_reading_records(tmp_path):
         read_records(tmp_path / "none.json")
 
 
+WHOLE = '[{"instruction": "Go.", "output": "Gone."}]'
+OTHER_JSON = {
+    "UTF-16": (WHOLE.encode("utf-16"), "isn't UTF-8: byte 0 is 0xff"),
+    "UTF-16 without a mark": (WHOLE.encode("utf-16-le"), "holds bytes of 0"),
+    "a pickle": (b"\x80\x04\x95", "isn't UTF-8"),
+    "a pickle in letters": (b"cos\nsystem\n(S'ls'\ntR.", "isn't whole: .* line 1 "),
+    "a page": (b"<html></html>", r"isn't whole: .* line 1 \(Expecting value\)"),
+    "bytes of 0": (b"\0" * 99, "holds bytes of 0"),
+    "a record a line": ((WHOLE + "\n" + WHOLE).encode(), r"line 2 \(Extra data\)"),
+    "nested without end": (b"[" * 100_000, "isn't whole: .*recursion"),
+    "too many digits": (b"[%s]" % (b"9" * 5000), "(digits|record 0 is int)"),
+    "an object": (b'{"instruction": "Go."}', "got dict, expected a list"),
+    "a text": (b'"Go."', "got str, expected a list"),
+    "null": (b"null", "got NoneType, expected a list"),
+    "an empty list": (b"[]", "got an empty list, expected"),
+    "NaN for a text": (WHOLE.replace('"Go."', "NaN").encode(), "instruction=nan"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_JSON)
+def test_what_holds_no_records_is_refused(tmp_path, kind):
+    content, says = OTHER_JSON[kind]
+    (tmp_path / "mine.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"mine.json.*{says}"):
+        read_records(tmp_path / "mine.json")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_records_in_one_long_line_are_read(tmp_path, encoding):
+    records = [{"instruction": "Go.", "output": "on " * 10**6, "more": 1}] * 2
+    (tmp_path / "mine.json").write_text(json.dumps(records), encoding)
+    assert read_records(tmp_path / "mine.json") == [{"input": ""} | r for r in records]
+
+
 def test_the_sample_is_a_good_file_of_records():
     records = read_records(DATA / "instructions-sample.json")
     assert len(records) >= 250
@@ -754,3 +788,111 @@ def test_the_panel_sends_shows_warns_and_begins_anew(parrot):
     assert "shorten it" in log.value and len(chat.turns) == 2
     new.click()
     assert chat.turns == [] and "Hello." not in log.value
+
+
+# ----------------------------------------------------------------- arguments
+
+NAN = float("nan")
+PARTS = [[("a", False), ("bcd", True)]]
+
+
+def tune(**changes):
+    data = InstructionDataset([RECORD, LONGER], BYTES)
+    loaders = create_answer_loader(data, 2), create_answer_loader(data, 2)
+    return tune_model(tiny_model(), *loaders, **{"report": None} | changes)
+
+
+def answer(**changes):
+    return answer_instruction(RECORD, tiny_model(), BYTES, **changes)
+
+
+def evaluate(num_batches):
+    data = AnswerDataset(PARTS, BYTES, 256)
+    return evaluate_answers(
+        create_answer_loader(data), tiny_model(), "cpu", num_batches
+    )
+
+
+def loss_without_targets():
+    ids = torch.tensor([[1, 2, 3]])
+    return answer_loss_batch(ids, torch.full_like(ids, -100), tiny_model(), "cpu")
+
+
+def stream(max_new_tokens):
+    return list(stream_ids(tiny_model(), torch.tensor([[65]]), max_new_tokens))
+
+
+BAD_CALLS = {
+    "max_length 0": (lambda: InstructionDataset([RECORD], BYTES, 0), "max_length=0"),
+    "max_length -2": (lambda: AnswerDataset(PARTS, BYTES, 256, -2), "max_length=-2"),
+    "max_length NaN": (lambda: AnswerDataset(PARTS, BYTES, 256, NAN), "max_length=nan"),
+    "max_length text": (
+        lambda: AnswerDataset(PARTS, BYTES, 256, "9"),
+        "max_length='9'",
+    ),
+    "no examples": (lambda: AnswerDataset([], BYTES, 256), "got 0 examples"),
+    "an empty answer": (
+        lambda: AnswerDataset([[("a", False), ("", True)]], BYTES, 256),
+        "got 1 examples, none with an answer within max_length=None",
+    ),
+    "not a list": (lambda: check_records(torch.zeros(0), "mine"), "mine: got Tensor"),
+    "a tuple": (lambda: check_records((RECORD,), "mine"), "mine: got tuple"),
+    "cut to -1": (
+        lambda: custom_collate_fn([[1, 2, 3]], allowed_max_length=-1),
+        "allowed_max_length=-1",
+    ),
+    "cut to 0": (
+        lambda: custom_collate_fn([[1, 2, 3]], allowed_max_length=0),
+        "allowed_max_length=0",
+    ),
+    "nothing to learn": (loss_without_targets, "got a batch without targets"),
+    "num_batches -1": (lambda: evaluate(-1), "num_batches=-1"),
+    "num_batches 1.5": (lambda: evaluate(1.5), "num_batches=1.5"),
+    "num_epochs 0": (lambda: tune(num_epochs=0), "num_epochs=0"),
+    "num_epochs None": (lambda: tune(num_epochs=None), "num_epochs=None"),
+    "eval_freq 0": (lambda: tune(eval_freq=0), "eval_freq=0"),
+    "eval_freq NaN": (lambda: tune(eval_freq=NAN), "eval_freq=nan"),
+    "eval_iter 0": (lambda: tune(eval_iter=0), "=0, expected a whole number"),
+    "lr NaN": (lambda: tune(lr=NAN), "learning rate: nan"),
+    "no new tokens": (lambda: answer(max_new_tokens=0), "max_new_tokens=0"),
+    "too many": (lambda: answer(max_new_tokens=10**9), "=1000000000, expected at most"),
+    "temperature": (lambda: answer(temperature=NAN), "temperature=nan"),
+    "top_k": (lambda: answer(temperature=1.0, top_k=0), "top_k=0"),
+    "stream 0": (lambda: stream(0), "max_new_tokens=0"),
+    "stream 1.5": (lambda: stream(1.5), "max_new_tokens=1.5"),
+    "chat 1.5": (lambda: Chat(tiny_model(), BYTES, 1.5), "max_new_tokens=1.5"),
+    "chat text": (lambda: Chat(tiny_model(), BYTES, "60"), "max_new_tokens='60'"),
+    "no message": (lambda: Chat(tiny_model(), BYTES).reply(None), "the message None"),
+    "a list": (lambda: Chat(tiny_model(), BYTES).stream(["Hi"]), "the message .'Hi'"),
+    "answers missing": (
+        lambda: judge_answers([RECORD] * 3, ["Red."], lambda prompt: "80"),
+        "got 1 answers to 3 records",
+    ),
+    "no patience": (
+        lambda: judge_answers([RECORD], ["Red."], lambda prompt: "80", patience=0),
+        "patience=0",
+    ),
+    "neither side": (lambda: DialogueMaker(2), "reserved=2, expected True or False"),
+    "no side": (lambda: DialogueMaker(None), "reserved=None"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_CALLS)
+def test_a_bad_argument_is_named(fault):
+    call, says = BAD_CALLS[fault]
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+def test_a_judge_is_not_asked_when_answers_are_missing():
+    asked = []
+    with pytest.raises(ValueError, match="got 2 answers"):
+        judge_answers([RECORD] * 3, ["Red."] * 2, asked.append)
+    assert asked == []
+
+
+def test_a_chat_without_report_drops_turns_in_silence(parrot, capsys):
+    chat = Chat(parrot, BYTES, max_new_tokens=20, report=None)
+    for n in range(8):
+        chat.reply(f"Message number {n}")
+    assert chat.dropped > 0 and capsys.readouterr().out == ""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from plain_gpt import PlainGPT
 from torch import nn
 
+import helpers
 from helpers import (
     GELU,
     GPT2_CONFIGS,
@@ -116,10 +117,18 @@ def test_attention_drops_weights_only_in_training():
     assert same_bits(att(x), att(x))
 
 
-@pytest.mark.parametrize("d_out, num_heads", [(10, 3), (8, 0), (8, -2)])
+@pytest.mark.parametrize("d_out, num_heads", [(10, 3), (8, 16)])
 def test_attention_refuses_heads_that_dont_divide_the_width(d_out, num_heads):
     with pytest.raises(ValueError, match=f"d_out={d_out} and num_heads={num_heads}"):
         MultiHeadAttention(8, d_out, 4, 0.0, num_heads)
+
+
+@pytest.mark.parametrize("bad", [0, -2, None, 2.0, math.nan, "4", True])
+@pytest.mark.parametrize("name", ["d_in", "d_out", "context_length", "num_heads"])
+def test_attention_refuses_what_is_no_size(name, bad):
+    sizes = {"d_in": 8, "d_out": 8, "context_length": 4, "dropout": 0.0, "num_heads": 2}
+    with pytest.raises(ValueError, match=f"{name}={bad!r}, expected a whole number"):
+        MultiHeadAttention(**sizes | {name: bad})
 
 
 def test_attention_refuses_more_tokens_than_its_context():
@@ -226,6 +235,17 @@ def test_cache_refuses_another_batch_or_model(shape):
     assert cache.length() == 3
 
 
+@pytest.mark.parametrize("stored", [0, 3])
+def test_cache_refuses_values_that_do_not_fit_the_keys(stored):
+    cache, keys = KVCache(), torch.zeros(2, 2, 2, 4)
+    if stored:
+        cache.update(torch.zeros(2, 2, stored, 4), torch.zeros(2, 2, stored, 4))
+    for wrong in (keys[:, :, :1], keys[..., :1], keys[:1], keys[0]):
+        with pytest.raises(ValueError, match="one shape"):
+            cache.update(keys, wrong)
+    assert cache.length() == stored
+
+
 def test_model_refuses_another_batch_size_on_the_same_cache():
     model, cache = tiny_model(), KVCache()
     model(random_ids(2, 4), cache)
@@ -275,6 +295,66 @@ def test_greedy_text_differs_between_prompts():
 def test_generating_no_token_returns_the_prompt():
     idx = random_ids(2, 3)
     assert same_bits(generate_text_simple(tiny_model(), idx, 0, 12), idx)
+
+
+# Mistakes of users
+
+IDS = random_ids(2, 4)
+WRONG_IDS = {
+    "None": (None, TypeError, "got NoneType as token ids"),
+    "a list": ([[1, 2]], TypeError, "got list as token ids"),
+    "text": ("Hello", TypeError, "got str as token ids"),
+    "an array": (IDS.numpy(), TypeError, "got ndarray as token ids"),
+    "one row": (IDS[0], ValueError, r"shape \(4,\).*unsqueeze"),
+    "a number": (torch.tensor(3), ValueError, r"shape \(\) "),
+    "vectors": (IDS[..., None], ValueError, r"shape \(2, 4, 1\)"),
+    "no row": (IDS[:0], ValueError, r"shape \(0, 4\)"),
+    "floats": (IDS.float(), ValueError, "torch.float32, expected .*torch.int64"),
+    "empty floats": (torch.zeros(1, 0), ValueError, "torch.float32"),
+    "booleans": (IDS > 3, ValueError, "torch.bool"),
+    "short": (IDS.short(), ValueError, "torch.int16"),
+    "elsewhere": (IDS.to("meta"), ValueError, "on meta, expected cpu"),
+    "no token": (IDS[:, :0], ValueError, "sequence of 0 tokens"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_IDS)
+@pytest.mark.parametrize("use", ["forward", "generate_text_simple", "generate"])
+def test_ids_that_a_model_cannot_take(use, case):
+    model, (ids, error, message) = tiny_model(), WRONG_IDS[case]
+    with pytest.raises(error, match=message):
+        if use == "forward":
+            model(ids)
+        else:
+            getattr(helpers, use)(model, ids, 3, 12)
+
+
+def test_ids_of_32_bits_are_as_good():
+    model = tiny_model()
+    assert same_bits(model(IDS.int()), model(IDS))
+
+
+def test_a_model_elsewhere_than_its_ids():
+    with pytest.raises(ValueError, match="on cpu, expected meta, where the model is"):
+        tiny_model().to("meta")(IDS)
+
+
+@pytest.mark.parametrize("use", ["generate_text_simple", "generate"])
+@pytest.mark.parametrize(
+    "name, bad",
+    [("max_new_tokens", bad) for bad in (-1, None, 2.5, math.nan, "3")]
+    + [("context_size", bad) for bad in (0, -1, None, 2.5, math.nan, "3")],
+)
+def test_numbers_that_generation_cannot_take(use, name, bad):
+    numbers = {"max_new_tokens": 3, "context_size": 12} | {name: bad}
+    with pytest.raises(ValueError, match=f"{name}={bad!r}, expected a whole number"):
+        getattr(helpers, use)(tiny_model(), IDS, **numbers)
+
+
+@pytest.mark.parametrize("bad", [None, [], "124M", 7])
+def test_a_configuration_is_a_dictionary(bad):
+    with pytest.raises(TypeError, match="expected a dictionary"):
+        GPTModel(bad)
 
 
 # Layers

@@ -5,6 +5,7 @@ Run it with: pytest tests/test_spam.py
 
 import copy
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -120,6 +121,10 @@ def test_the_real_collection_or_its_stand_in_is_read_whole():
         ("eggs\thello", "labels ['eggs']"),
         ("ham\t  ", "1 of 2 messages are empty, first that in row 2"),
         ("ham", "1 of 2 messages are empty, first that in row 2"),
+        ("HAM\tb", "labels ['HAM']"),
+        ("ham\ta\tb\tc", "Expected 2 fields in line 2, saw 4"),
+        ("ham\ta\0b", "bytes of 0"),
+        ("<html><body>", "labels ['<html><body>']"),
     ],
 )
 def test_a_wrong_line_is_refused(tmp_path, line, words):
@@ -128,6 +133,51 @@ def test_a_wrong_line_is_refused(tmp_path, line, words):
     with pytest.raises(ValueError) as error:
         read_messages(path)
     assert words in str(error.value) and "messages.txt" in str(error.value)
+
+
+GOOD_LINES = "ham\tsee you\nspam\twin \u20ac5\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD_LINES.encode(),
+        GOOD_LINES.strip().encode(),  # the last line has no end
+        GOOD_LINES.encode("utf-8-sig"),
+        GOOD_LINES.replace("\n", "\r\n").encode(),
+        GOOD_LINES.replace("\n", "\n\n").encode(),
+    ],
+    ids=["plain", "no end", "BOM", "CRLF", "empty lines"],
+)
+def test_files_from_other_programs_are_read(tmp_path, content):
+    (tmp_path / "messages.txt").write_bytes(content)
+    messages = read_messages(tmp_path / "messages.txt")
+    assert messages.to_numpy().tolist() == [["ham", "see you"], ["spam", "win \u20ac5"]]
+
+
+def test_a_long_line_is_one_message(tmp_path):
+    (tmp_path / "messages.txt").write_text("ham\t" + "word " * 10**6, "utf-8")
+    assert len(read_messages(tmp_path / "messages.txt")["Text"][0]) == 5 * 10**6
+
+
+NO_TEXT = {
+    "UTF-16": (GOOD_LINES.encode("utf-16"), "isn't UTF-8: byte 0 is 0xff"),
+    "UTF-16 without a mark": ("ham\thi\n".encode("utf-16-le"), "holds bytes of 0"),
+    "Latin-1": (b"ham\tgr\xfcn\n", "isn't UTF-8: byte 6 is 0xfc"),
+    "a zip file": (b"PK\x03\x04\xff" * 99, "isn't UTF-8"),
+    "a pickle": (b"\x80\x04\x95", "isn't UTF-8"),
+    "nothing": (b"", "holds no text"),
+    "blanks": (b" \n\t\n", "holds no text"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_TEXT)
+def test_what_is_no_text_is_refused(tmp_path, kind):
+    content, words = NO_TEXT[kind]
+    (tmp_path / "mine").write_bytes(content)
+    for read in (read_messages, lambda path: SpamDataset(path, TOKENIZER)):
+        with pytest.raises(ValueError, match=f"mine {words}"):
+            read(tmp_path / "mine")
 
 
 def test_classes_are_balanced_by_leaving_out_the_frequent_one():
@@ -155,7 +205,11 @@ def test_a_split_shares_out_each_message_once():
     assert not random_split(messages, 0.7, 0.1, seed=5)[0].equals(parts[0])
 
 
-@pytest.mark.parametrize("shares", [(0.7, 0.3), (0.7, 0.4), (0, 0.5), (1.2, -0.4)])
+NAN = float("nan")
+SHARES = [(0.7, 0.3), (0.7, 0.4), (0, 0.5), (1.2, -0.4), (NAN, 0.1), (0.7, NAN)]
+
+
+@pytest.mark.parametrize("shares", SHARES)
 def test_shares_that_leave_nothing_are_refused(shares):
     with pytest.raises(ValueError, match="less than 1"):
         random_split(table(), *shares)
@@ -226,6 +280,11 @@ def test_longer_messages_are_cut_and_counted(tmp_path, capsys):
         ("Label,Text\nham,hello\neggs,hi\n", "labels ['eggs'], expected 'ham' or"),
         ('Label,Text\nham,hello\nspam," "\n', "1 of 2 messages are empty"),
         ("Label,Text\n", "no messages, expected at least one"),
+        ('Label,Text\nham,hi\nham,"never closed\n', "EOF inside string"),
+        ("Label,Text\nham,a,b\n", "labels ['a']"),
+        ("Label,Text\nham\n", "1 of 1 messages are empty"),
+        ("Label,Text\nham,a\0b\n", "bytes of 0"),
+        ("<!doctype html>\n<html>", "got the columns ['<!doctype html>']"),
     ],
 )
 def test_a_wrong_csv_is_refused(tmp_path, content, words):
@@ -552,3 +611,105 @@ def test_merging_a_tied_head_leaves_the_embedding_alone(tmp_path):
     other = GPTModel(model.cfg).eval()
     load_checkpoint(tmp_path / "merged.pth", other)
     assert torch.allclose(other(ids), before, atol=1e-5)
+
+
+# Arguments
+
+
+def loaders_of(n=8):
+    """Return two loaders of a small dataset that needs no file."""
+    dataset = SpamDataset.__new__(SpamDataset)
+    dataset.encoded_texts = [torch.tensor([65, 66 + i]) for i in range(n)]
+    dataset.labels = [torch.tensor(i % 2) for i in range(n)]
+    dataset.lengths = [2] * n
+    return create_spam_loader(dataset, 2), create_spam_loader(dataset, 2, False)
+
+
+def train(**changes):
+    model = changes.pop("model", None) or classifier("head")
+    return train_classifier(model, *loaders_of(), **{"report": None} | changes)
+
+
+WIDE = nn.Linear(8, 4)
+IDS, TWO = torch.tensor([[65, 66], [67, 68]]), torch.tensor([2, 2])
+BAD_CALLS = {
+    "columns twice": (
+        lambda: create_balanced_dataset(pd.concat([table(4), table(4)], axis=1)),
+        r"lacks \['Label', 'Text'\]: got the columns \['Label', 'Text', 'Label'",
+    ),
+    "no table": (lambda: create_balanced_dataset(None), "the table lacks"),
+    "a list of texts": (lambda: create_balanced_dataset(["Label", "Text"]), "lacks"),
+    "labels missing": (
+        lambda: create_balanced_dataset(table(4).assign(Label=None)),
+        r"got the labels \['None'\]",
+    ),
+    "max_length 0": (lambda: encode_message("a", TOKENIZER, 0), "max_length=0"),
+    "max_length -3": (lambda: encode_message("a", TOKENIZER, -3), "max_length=-3"),
+    "max_length NaN": (lambda: encode_message("a", TOKENIZER, NAN), "max_length=nan"),
+    "max_length 1.5": (lambda: encode_message("a", TOKENIZER, 1.5), "max_length=1.5"),
+    "batch_size 1.5": (lambda: LengthBatches([1, 2], 1.5), "batch_size=1.5"),
+    "batch_size None": (lambda: LengthBatches([1, 2], None), "batch_size=None"),
+    "batch_size text": (lambda: LengthBatches([1, 2], "2"), "batch_size='2'"),
+    "group 0": (lambda: LengthBatches([1, 2], group=0), "group=0"),
+    "group -1": (lambda: LengthBatches([1, 2], group=-1), "group=-1"),
+    "negative ids": (
+        lambda: train(model=classifier("last block", vocab_size=66)),
+        "got ids from 65 to 7.*expected 0 to 65",
+    ),
+    "head of a language model": (
+        lambda: class_logits(GPTModel(TINY), IDS, TWO),
+        "out_head for 256 tokens.*Linear",
+    ),
+    "such a head in training": (lambda: train(model=GPTModel(TINY)), "out_head for"),
+    "such a head at work": (
+        lambda: classify_review("Hello", GPTModel(TINY), TOKENIZER),
+        "out_head for",
+    ),
+    "num_epochs 0": (lambda: train(num_epochs=0), "num_epochs=0"),
+    "num_epochs 1.5": (lambda: train(num_epochs=1.5), "num_epochs=1.5"),
+    "eval_freq 0": (lambda: train(eval_freq=0), "eval_freq=0"),
+    "eval_freq NaN": (lambda: train(eval_freq=NAN), "eval_freq=nan"),
+    "eval_iter 0": (lambda: train(eval_iter=0), "=0, expected a whole number"),
+    "eval_iter 1.5": (lambda: train(eval_iter=1.5), "=1.5, expected a whole number"),
+    "accumulate 0": (lambda: train(accumulate=0), "accumulate=0"),
+    "accumulate -1": (lambda: train(accumulate=-1), "accumulate=-1"),
+    "lr NaN": (lambda: train(lr=NAN), "learning rate: nan"),
+    "no message": (
+        lambda: classify_review(None, classifier(), TOKENIZER),
+        "got the message None",
+    ),
+    "a missing value": (
+        lambda: classify_review(NAN, classifier(), TOKENIZER),
+        "got the message nan",
+    ),
+    "0 tokens": (
+        lambda: classify_review("Hi", classifier(), TOKENIZER, max_length=0),
+        "max_length=0",
+    ),
+    "rank 1.5": (lambda: LoRALayer(8, 4, 1.5, 2), "rank=1.5"),
+    "rank True": (lambda: LoRALayer(8, 4, True, 2), "rank=True"),
+    "alpha NaN": (lambda: LoRALayer(8, 4, 2, NAN), "alpha=nan"),
+    "alpha infinite": (lambda: LoRALayer(8, 4, 2, float("inf")), "alpha=inf"),
+    "alpha 0": (lambda: LoRALayer(8, 4, 2, 0), "alpha=0"),
+    "no width": (lambda: LoRALayer(0, 4, 2, 2), "in_dim=0"),
+    "a layer alone": (lambda: replace_linear_with_lora(WIDE, 2, 4), "holds it"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_CALLS)
+def test_a_bad_argument_is_named(fault):
+    call, words = BAD_CALLS[fault]
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_a_refused_rank_leaves_the_model_as_it_was():
+    model = classifier("everything")
+    with pytest.raises(ValueError, match="rank=0"):
+        replace_linear_with_lora(model.trf_blocks, rank=0, alpha=4)
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(isinstance(part, LinearWithLoRA) for part in model.modules())
+
+
+def test_numbers_of_numpy_are_whole_numbers():
+    assert len(LengthBatches([1, 2, 3], np.int64(2))) == 2

@@ -160,6 +160,13 @@ def test_code_cells_are_small(path):
     assert sum(n > 40 for n in lengths) <= 1
 
 
+@each_notebook
+def test_prose_outweighs_code(path):
+    words = sum(len(cell.source.split()) for cell in cells(path, "markdown"))
+    lines = [line for cell in cells(path, "code") for line in cell.source.split("\n")]
+    assert words >= 7.5 * sum(bool(line.strip()) for line in lines)
+
+
 @each_stored
 def test_code_cells_are_narrow_and_define_one_thing(path):
     for cell in cells(path, "code"):

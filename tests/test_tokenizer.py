@@ -4,6 +4,7 @@ Run it with `python -m pytest tests/test_tokenizer.py`.
 """
 
 import json
+import math
 import os
 import random
 import re
@@ -16,6 +17,8 @@ import pytest
 import regex
 import tiktoken
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiktoken_ext.openai_public import r50k_pat_str
 
 import helpers
@@ -23,6 +26,7 @@ from helpers import (
     GPT2_PATTERN,
     BPETokenizer,
     GPTDatasetV1,
+    PairCounts,
     SimpleTokenizerV1,
     SimpleTokenizerV2,
     create_dataloader_v1,
@@ -223,7 +227,12 @@ def test_any_ids_decode_as_in_tiktoken():
     "text", ["\ud800", "a\udfffb", "\ud83d\ude00 b", "\ufeff\ud900"]
 )
 def test_surrogates_agree_with_tiktoken(text):
+    """Half of a pair becomes U+FFFD, a pair its character; in training, too."""
     assert from_table().encode(text) == tiktoken_gpt2().encode(text)
+    assert list(from_table().encode_iterable([text])) == tiktoken_gpt2().encode(text)
+    learnt = BPETokenizer().train(text * 9, 260).merges
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert learnt == BPETokenizer().train(whole * 9, 260).merges
 
 
 def test_every_token_encodes_to_itself():
@@ -239,6 +248,82 @@ def test_get_tokenizer_takes_a_folder(tmp_path):
     assert engine.encode(trained_text()) == trained().encode(trained_text())
     with pytest.raises(FileNotFoundError, match="vocab.bpe"):
         get_tokenizer(str(tmp_path / "missing"))
+
+
+# ---------------------------------------------------------------- any text at all
+
+any_part = st.sampled_from([*SNIPPETS, *SPACES, END, "<|user|>"])
+any_part |= st.text(" \n\taeht'1!", max_size=8)  # common letters: many merges
+any_text = st.lists(any_part | st.text(max_size=8), max_size=12).map("".join)
+
+
+def fuzz(examples, **strategies):
+    """Run a test on the same examples each time, and keep no file of them."""
+    fixed = settings(
+        max_examples=examples, derandomize=True, database=None, deadline=None
+    )
+    return lambda test: fixed(given(**strategies)(test))
+
+
+@fuzz(300, text=any_text, step=st.integers(1, 4))
+def test_any_text_agrees_with_tiktoken_and_comes_back(text, step):
+    pieces = [text[i : i + step] for i in range(0, len(text), step)]
+    for ours, engine in ((from_table(), tiktoken_gpt2()), (trained(), engine_of())):
+        for how in ({"disallowed_special": ()}, {"allowed_special": "all"}):
+            ids = ours.encode(text, **how)
+            assert ids == engine.encode(text, **how)
+            assert ours.decode(ids) == engine.decode(ids) == text
+            assert list(ours.encode_iterable(pieces, **how)) == ids
+
+
+@lru_cache
+def engine_of():
+    """Return tiktoken's encoding with the tokens of `trained`."""
+    return trained().to_tiktoken()
+
+
+@fuzz(300, ids=st.lists(st.integers(0, 50_256), max_size=20))
+def test_any_row_of_ids_decodes_as_in_tiktoken(ids):
+    """Tokens may end in the middle of a character: both write U+FFFD there."""
+    assert from_table().decode(ids) == tiktoken_gpt2().decode(ids)
+    few = [i % 458 for i in ids]
+    assert trained().decode(few) == engine_of().decode(few)
+
+
+@fuzz(300, piece=st.binary(min_size=1, max_size=60))
+def test_any_piece_of_bytes_agrees_with_tiktoken(piece):
+    for ours, engine in ((from_table(), tiktoken_gpt2()), (trained(), engine_of())):
+        ids = encode_piece(piece, ours.ranks)
+        assert ids == engine._encode_single_piece(piece)
+        assert b"".join(ours.tokens[i] for i in ids) == piece
+
+
+few_bytes = st.binary(min_size=1, max_size=12) | st.text("ab", min_size=1).map(
+    str.encode
+)
+
+
+@fuzz(200, words=st.dictionaries(few_bytes, st.integers(1, 4), max_size=8))
+def test_training_on_any_bytes_equals_the_slow_reference(words):
+    counts, merges = PairCounts(words), {}
+    while pair := counts.most_frequent():
+        merges.setdefault(pair[0] + pair[1], pair)
+        counts.merge(pair)
+    assert list(merges.values()) == slow_merges(words, 10_000)
+    assert [b"".join(word) for word in counts.words] == list(words)
+
+
+@fuzz(120, text=any_text, other=any_text, n_merges=st.integers(0, 60))
+def test_trained_on_any_text_it_agrees_with_its_tiktoken(text, other, n_merges):
+    ours = BPETokenizer().train(text, 257 + n_merges, [END])
+    if END not in text:
+        assert ours.merges == slow_train(text, n_merges)
+    engine = ours.to_tiktoken()
+    for given_text in (text, other, text + other):
+        ids = ours.encode(given_text, "all")
+        assert ids == engine.encode(given_text, allowed_special="all")
+        assert ours.decode(ids) == given_text
+        assert all(0 <= i < ours.n_vocab for i in ids)
 
 
 # ---------------------------------------------------------------- training
@@ -293,7 +378,12 @@ def test_a_longer_token_is_greater_than_its_beginning():
 def slow_train(text, n_merges):
     """Learn merges by recounting every pair before each one."""
     words = Counter(regex.findall(GPT2_PATTERN, text))
-    words = [([bytes([b]) for b in w.encode()], n) for w, n in words.items()]
+    return slow_merges({word.encode(): n for word, n in words.items()}, n_merges)
+
+
+def slow_merges(words, n_merges):
+    """Learn merges from counted words, as bytes."""
+    words = [([bytes([b]) for b in word], n) for word, n in words.items()]
     merges = {}
     while len(merges) < n_merges:
         counts = Counter()
@@ -405,8 +495,8 @@ def test_unusable_special_tokens_are_refused_before_training(special):
     ("size", "special"), [(255, ()), (0, ()), (257, ("<x>", "<y>"))]
 )
 def test_a_vocabulary_without_room_for_the_bytes_is_refused(size, special):
-    needed = 256 + len(special)
-    with pytest.raises(ValueError, match=f"vocab_size={size}, expected at .* {needed}"):
+    expected = f"vocab_size={size}, expected a whole number from {256 + len(special)}"
+    with pytest.raises(ValueError, match=expected):
         BPETokenizer().train("some text", size, special)
 
 
@@ -673,6 +763,55 @@ def test_an_id_outside_is_named(bad):
         trained().decode([5, bad])
 
 
+# ---------------------------------------------------------------- mistakes of users
+
+MISTAKES = [
+    *[
+        (lambda bad=bad: trained().encode(bad), TypeError, "got .* as a text")
+        for bad in (None, 3, b"ab", ["ab"], Path("x"))
+    ],
+    *[
+        (lambda bad=bad: trained().decode(bad), TypeError, "row of whole numbers")
+        for bad in (None, 3, "12", [None], [1.5], [math.nan], [[1, 2]])
+    ],
+    *[
+        (lambda bad=bad: trained().decode(bad), TypeError, "row of whole numbers")
+        for bad in (torch.zeros(2, 2).long(), torch.tensor([1.0]), torch.tensor(1))
+    ],
+    *[
+        (lambda bad=bad: BPETokenizer().train(bad, 300), TypeError, "got .* as a text")
+        for bad in (None, 3, b"ab", ["ab"])
+    ],
+    *[
+        (lambda bad=bad: BPETokenizer().train("a b", bad), ValueError, "vocab_size=")
+        for bad in (None, "300", 300.0, math.nan, -1, True)
+    ],
+    (lambda: BPETokenizer().train(__file__, 300), ValueError, "name of a file"),
+    (lambda: BPETokenizer().train(Path("no"), 300), FileNotFoundError, "no"),
+    (lambda: BPETokenizer((), {"<|a|>": 3}), ValueError, "expected a list"),
+    (lambda: BPETokenizer((), [3]), TypeError, "got int as a text"),
+    (lambda: BPETokenizer((), ["\ud800x"]), ValueError, "surrogate"),
+    (lambda: get_tokenizer("gpt3"), FileNotFoundError, "gpt3 lacks"),
+    *[
+        (lambda bad=bad: create_dataloader_v1(bad), TypeError, "got .* as a text")
+        for bad in (None, b"ab", Path("a.txt"), [1, 2])
+    ],
+]
+
+
+@pytest.mark.parametrize(("use", "error", "message"), MISTAKES)
+def test_a_mistake_is_named(use, error, message):
+    with pytest.raises(error, match=message):
+        use()
+
+
+def test_training_on_a_file_that_is_not_utf8_names_it(tmp_path):
+    path = tmp_path / "latin.txt"
+    path.write_bytes("naïve".encode("latin-1"))
+    with pytest.raises(ValueError, match="latin.txt isn't UTF-8"):
+        BPETokenizer().train(path, 300)
+
+
 # ---------------------------------------------------------------- simple tokenizers
 
 WORDS = ["!", ",", "--", "Hello", "it", "world", "'", "s", "<|unk|>", END]
@@ -730,13 +869,17 @@ def test_windows_use_the_end_of_text():
     assert [window.tolist() for window in dataset[0]] == [[15496, 50256], [50256, 995]]
 
 
+NO_SIZES = [0, -1, None, 2.0, math.nan, "2", True]
+
+
 @pytest.mark.parametrize("name", ["max_length", "stride"])
-@pytest.mark.parametrize("value", [0, -1])
-def test_a_window_under_one_is_refused(name, value):
+@pytest.mark.parametrize("value", NO_SIZES)
+def test_a_window_of_no_size_is_refused(name, value):
     sizes = {"max_length": 2, "stride": 2} | {name: value}
-    with pytest.raises(ValueError, match=f"{name}={value}, expected 1"):
+    message = re.escape(f"{name}={value!r}, expected a whole number from 1")
+    with pytest.raises(ValueError, match=message):
         GPTDatasetV1("some text", BYTES, **sizes)
-    with pytest.raises(ValueError, match=f"{name}={value}, expected 1"):
+    with pytest.raises(ValueError, match=message):
         create_dataloader_v1("some text", batch_size=1, tokenizer=BYTES, **sizes)
 
 
@@ -785,9 +928,9 @@ def test_shuffle_draws_every_window_once_in_an_order_of_the_seed():
     assert sorted(drawn(1)) == sorted(in_order)
 
 
-@pytest.mark.parametrize("batch_size", [0, -3])
-def test_a_batch_under_one_is_refused(batch_size):
-    with pytest.raises(ValueError, match=f"batch_size={batch_size}, expected 1"):
+@pytest.mark.parametrize("batch_size", NO_SIZES)
+def test_a_batch_of_no_size_is_refused(batch_size):
+    with pytest.raises(ValueError, match=re.escape(f"batch_size={batch_size!r}, exp")):
         loader(batch_size=batch_size)
 
 

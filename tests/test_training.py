@@ -3,30 +3,38 @@
 Run it with: pytest tests/test_training.py
 """
 
+import importlib
 import itertools
 import math
+import multiprocessing
 import os
+import pickle
 import re
-import subprocess
-import sys
 import time
+import zipfile
+from multiprocessing import forkserver
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 import helpers
 from helpers import (
     BatchStream,
     BPETokenizer,
     GPTModel,
+    atomic_write,
     calc_loss_batch,
     calc_loss_loader,
     create_dataloader_v1,
     evaluate_model,
     generate,
     generate_text_simple,
+    get_tokenizer,
+    keep_freed_memory,
     learning_rate,
     load_checkpoint,
     param_groups,
@@ -92,6 +100,45 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+# Processes of their own, to be killed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    """Import all this in a process from which others are forked, while tests run."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return  # Windows: each process imports it for itself
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(ROOT / "tests"))))
+        heavy = [__name__, "torch._dynamo"]  # the second for an optimizer's first step
+        multiprocessing.get_context("forkserver").set_forkserver_preload(heavy)
+        forkserver.ensure_running()
+
+
+def start(function, *args):
+    """Start a function of this file in a process of its own."""
+    has_server = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if has_server else "spawn")
+    process = context.Process(target=function, args=args, daemon=True)
+    process.start()
+    return process
+
+
+def kill(process):
+    """End a process without giving it a chance to clear up (kill -9)."""
+    process.kill()
+    process.join(60)
+    assert process.exitcode not in (None, 0)
+
+
+def wait_for(condition):
+    """Return as soon as something is true, or fail after a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 # Text and losses
 
 
@@ -132,7 +179,7 @@ def test_loss_of_a_loader_is_the_mean_over_batches(num_batches, taken):
 
 @pytest.mark.parametrize("data, num_batches", [([], None), ([], 3), (loader(), 0)])
 def test_loss_of_no_batch_is_refused(data, num_batches):
-    with pytest.raises(ValueError, match="expected (at least 1 in|1 or more)"):
+    with pytest.raises(ValueError, match="expected (at least 1 in|a whole number)"):
         calc_loss_loader(data, tiny_model(), CPU, num_batches)
 
 
@@ -388,12 +435,12 @@ def test_moving_in_the_stream_leaves_the_random_numbers_alone():
     assert same(random_state(), before)
 
 
-def train(model, run_dir, resume=False, epochs=2, accumulate=1):
+def train(model, run_dir, resume=False, epochs=2, accumulate=1, data=None):
     """Train with dropout and shuffling; 10 steps, an evaluation every second."""
     if not resume:
         torch.manual_seed(4)
     return train_model(
-        *(model, *loaders(), CPU, epochs),
+        *(model, *(data or loaders()), CPU, epochs),
         **{"peak_lr": 1e-2, "warmup_steps": 3, "eval_freq": 2, "eval_iter": 2},
         **{"accumulate": accumulate, "run_dir": run_dir, "resume": resume},
     )
@@ -481,12 +528,71 @@ def test_resume_with_accumulated_batches(tmp_path, monkeypatch):
     assert resumed == history and same(weights(model), weights(whole))
 
 
+def own_loaders(kind, seed):
+    """Return loaders that draw from generators of their own."""
+    (train, val), draws = loaders(), torch.Generator().manual_seed(seed)
+    own, size = {"generator": draws}, {"batch_size": 4, "drop_last": True}
+    sampler = RandomSampler(train.dataset, **own)
+    made = {
+        "loader": {"shuffle": True, **own, **size},
+        "sampler": {"sampler": sampler, **size},
+        "batch sampler": {"batch_sampler": BatchSampler(sampler, 4, True)},
+        "two": {"sampler": sampler, **size}
+        | {"generator": torch.Generator().manual_seed(seed + 1)},
+        "validation": {"shuffle": True, **size},
+        "shared": {"shuffle": True, **own, **size},
+    }[kind]
+    if kind in ("validation", "shared"):
+        val = DataLoader(val.dataset, 1, shuffle=True, **own)
+    return DataLoader(train.dataset, **made), val
+
+
+@pytest.mark.parametrize(
+    "kind", ["loader", "sampler", "batch sampler", "two", "validation", "shared"]
+)
+def test_resume_restores_generators_that_loaders_own(tmp_path, monkeypatch, kind):
+    whole, runs = tiny_model(), []
+    runs.append(train(whole, tmp_path / "whole", data=own_loaders(kind, 5)))
+    for call in (5, 7):
+        model, folder = tiny_model(), tmp_path / str(call)
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            stop_at(patch, "train_step", call)
+            train(model, folder, data=own_loaders(kind, 5))
+        model = tiny_model(seed=77)
+        runs.append(train(model, folder, resume=True, data=own_loaders(kind, 99)))
+        assert same(weights(model), weights(whole))
+        assert same(saved(folder), saved(tmp_path / "whole"))
+    assert all(run == runs[0] for run in runs)
+    other = train(tiny_model(), tmp_path / "other", data=own_loaders(kind, 6))
+    assert other != runs[0], "the generators play no part"
+
+
+def test_states_of_too_few_generators_are_refused():
+    data = own_loaders("two", 1)[0]
+    with pytest.raises(ValueError, match="states of 1 random generators, expected 3"):
+        set_random_state(random_state(), data)
+    set_random_state(random_state(data), data)
+
+
 def test_finished_run_is_not_trained_again(tmp_path):
     model = tiny_model()
     history, after = train(model, tmp_path), weights(model)
     again = tiny_model(seed=5)
     assert train(again, tmp_path, resume=True) == history
     assert same(weights(again), after)
+
+
+def test_freed_memory_is_kept_where_it_can_be(child):
+    def given_back():
+        large = torch.ones(25_000_000)  # 100 MB
+        held = psutil.Process().memory_info().rss
+        del large
+        return held - psutil.Process().memory_info().rss > 50_000_000
+
+    assert child(given_back).result() == "True"
+    assert (
+        child(lambda: (keep_freed_memory(), given_back())).result() == "(True, False)"
+    )
 
 
 def test_resume_starts_anew_where_nothing_was_saved(tmp_path, uninterrupted):
@@ -550,53 +656,84 @@ def test_interrupted_save_leaves_the_old_file_whole(tmp_path, monkeypatch):
     assert files(tmp_path) == ["x.pth"]
 
 
-def run_script(script, *args):
-    """Start a fresh Python in which `helpers` and these tests can be imported."""
-    paths = [str(ROOT), str(ROOT / "tests")]
-    start = f"import sys, torch; sys.path[:0] = {paths!r}; torch.set_num_threads(1)\n"
-    return subprocess.Popen([sys.executable, "-c", start + script, *map(str, args)])
+def stall(folder, module, name, call):
+    """Train, and never come back from the given call; a save stops half-way."""
+    torch.set_num_threads(1)
+    helpers.tqdm = lambda steps, *_, **__: steps  # its lock would outlive the process
+    module = importlib.import_module(module)
+    original, calls = getattr(module, name), itertools.count()
+
+    def stalling(*args):
+        if next(calls) != call:
+            return original(*args)
+        if name == "save":
+            original(*args)
+            os.truncate(args[1], os.path.getsize(args[1]) // 2)
+        (folder / "stalled").touch()
+        time.sleep(600)
+
+    setattr(module, name, stalling)
+    train(tiny_model(), folder)
 
 
-def test_process_that_died_while_saving_is_resumed_exactly(tmp_path, uninterrupted):
-    script = """
-import os, pathlib, torch, test_training
-whole, calls = torch.save, []
-def half(state, file):
-    calls.append(file)
-    whole(state, file)
-    if len(calls) == 6:
-        content = pathlib.Path(file).read_bytes()
-        pathlib.Path(file).write_bytes(content[: len(content) // 2])
-        os._exit(7)
-torch.save = half
-test_training.train(test_training.tiny_model(), pathlib.Path(sys.argv[1]))
-"""
-    assert run_script(script, tmp_path).wait(timeout=60) == 7
-    leftover = [name for name in files(tmp_path) if name.endswith(".tmp")]
-    assert len(leftover) == 1
-    (tmp_path / leftover[0]).unlink()
+@pytest.mark.parametrize(
+    "module, name, call",
+    [
+        *[("torch", "save", call) for call in (2, 4, 5)],
+        *[("os", "replace", call) for call in (3, 4)],
+        *[("helpers", "train_step", call) for call in (3, 7)],
+        ("helpers", "evaluate_model", 3),
+    ],
+)
+def test_killed_process_is_resumed_exactly(tmp_path, uninterrupted, module, name, call):
+    process = start(stall, tmp_path, module, name, call)
+    wait_for((tmp_path / "stalled").exists)
+    kill(process)
+    (tmp_path / "stalled").unlink()
+    left = [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+    assert len(left) == (module != "helpers")
+    for path in left:
+        os.utime(path, (0, 0))  # as if it had happened long ago
     assert_resume_equals(tmp_path, uninterrupted)
 
 
+def save_for_ever(path):
+    """Save the same model again and again, with a number that counts."""
+    torch.set_num_threads(1)
+    model, optimizer = trained(emb_dim=64)
+    for n in itertools.count():
+        save_checkpoint(path, model, optimizer, n=n)
+
+
 def test_killed_process_leaves_a_whole_checkpoint(tmp_path):
-    script = """
-import pathlib, test_training, helpers
-model, optimizer = test_training.trained(emb_dim=128)
-for n in range(10**9):
-    helpers.save_checkpoint(pathlib.Path(sys.argv[1]), model, optimizer, n=n)
-"""
     path = tmp_path / "x.pth"
-    process = run_script(script, path)
-    deadline = time.monotonic() + 60
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    for _ in range(50):  # read while the other process writes
-        assert load_checkpoint(path, tiny_model(emb_dim=128))["n"] >= 0
-    process.kill()
-    process.wait(timeout=60)
-    model, optimizer = trained(seed=2, emb_dim=128)
-    assert load_checkpoint(path, model, optimizer)["n"] > 0
-    assert same(weights(model), weights(trained(emb_dim=128)[0]))
+    process = start(save_for_ever, path)
+    wait_for(path.exists)
+    reader, numbers = tiny_model(emb_dim=64), [0]
+    while len(numbers) < 30 or numbers[-1] < 5:  # while the other process writes
+        numbers.append(load_checkpoint(path, reader)["n"])
+        assert numbers[-1] >= numbers[-2] and process.is_alive()
+    kill(process)
+    model, optimizer = trained(seed=2, emb_dim=64)
+    assert load_checkpoint(path, model, optimizer)["n"] >= numbers[-1]
+    assert same(weights(model), weights(trained(emb_dim=64)[0]))
+
+
+@pytest.mark.parametrize("name", ["x.pth", "a[1]*.pth"])
+def test_what_a_kill_left_is_cleared_unless_it_may_be_in_use(tmp_path, name):
+    if os.name == "nt" and "*" in name:
+        pytest.skip("no such name on Windows")
+    old = [f".{name}.0123abcd.tmp", f".{name}.89ef0123.tmp"]
+    kept = [f".{name}.4567abcd.tmp"]  # a living process wrote to it just now
+    others = [".y.pth.0123abcd.tmp", f".{name}.old.0123abcd.tmp", f"{name}.tmp", name]
+    for file in (*old, *kept, *others):
+        (tmp_path / file).write_bytes(b"x")
+        if file not in kept:
+            os.utime(tmp_path / file, (0, 0))
+    with atomic_write(tmp_path / name) as temporary:
+        temporary.write_bytes(b"new")
+    assert files(tmp_path) == sorted(kept + others)
+    assert (tmp_path / name).read_bytes() == b"new"
 
 
 class Code:
@@ -625,19 +762,28 @@ def damaged_files(folder, monkeypatch):
         "weights only": model.state_dict(),
         "a key too few": {"config": {}, "model_state_dict": {}, "extra": {}},
     }
+    whole = torch.load(folder / "whole.pth", weights_only=True)
+    for key, bad in (("config", None), ("config", {}), ("model_state_dict", [1])):
+        others[f"{key} {bad}"] = whole | {key: bad}
     monkeypatch.setenv("TEST_TRAINING_FOLDER", str(folder / "ran"))
-    state = torch.load(folder / "whole.pth", weights_only=True)
-    others["code"] = state | {"extra": {"history": Code()}}
+    others["code"] = whole | {"extra": {"history": Code()}}
     for name, content in others.items():
         torch.save(content, folder / name)
-    return [folder / name for name in (*contents, *others)]
+    torch.save(others["code"], folder / "old", _use_new_zipfile_serialization=False)
+    (folder / "pickle").write_bytes(pickle.dumps(others["code"]["extra"], protocol=2))
+    with zipfile.ZipFile(folder / "zip", "w") as zipped:
+        zipped.writestr("archive/data.pkl", pickle.dumps(Code(), protocol=2))
+        zipped.writestr("notes.txt", "something else")
+    more = ("old", "pickle", "zip")
+    return [folder / name for name in (*contents, *others, *more)]
 
 
 def test_damaged_files_are_refused_and_change_nothing(tmp_path, monkeypatch):
     model, optimizer = trained(seed=2)
     before = weights(model), optimizer.state_dict()
     for path in damaged_files(tmp_path, monkeypatch):
-        with pytest.raises(ValueError, match=f"{path.name} is cut short or isn't"):
+        message = re.escape(f"{path.name} is cut short or isn't")
+        with pytest.raises(ValueError, match=message):
             load_checkpoint(path, model, optimizer)
     assert same((weights(model), optimizer.state_dict()), before)
     assert not (tmp_path / "ran").exists()
@@ -676,11 +822,155 @@ def test_checkpoint_of_another_model_is_refused(tmp_path, change):
     assert same((weights(model), optimizer.state_dict()), before)
 
 
+@pytest.mark.parametrize(
+    "bad", [np.float64(3), np.ones(2), Path("x"), TOKENIZER], ids=lambda b: str(type(b))
+)
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, bad):
+    path = tmp_path / "x.pth"
+    save_checkpoint(path, tiny_model(), best=1)
+    with pytest.raises((ValueError, AttributeError, pickle.PicklingError)) as caught:
+        save_checkpoint(path, tiny_model(), best=bad)
+    assert bad is TOKENIZER or "expected numbers, strings" in str(caught.value)
+    assert load_checkpoint(path, tiny_model()) == {"best": 1}
+    assert files(tmp_path) == ["x.pth"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+        lambda model: torch.optim.SGD(param_groups(model, 0.1), lr=0.1),
+        lambda model: torch.optim.AdamW(model.parameters()),
+        lambda model: torch.optim.AdamW(param_groups(model, 0.1)[::-1]),
+    ],
+)
+def test_state_of_another_optimizer_is_refused(tmp_path, make):
+    save_checkpoint(tmp_path / "x.pth", *trained())
+    model = tiny_model(seed=2)
+    optimizer, before = make(model), weights(model)
+    state = optimizer.state_dict()
+    with pytest.raises(ValueError, match="x.pth holds the state of another optimizer"):
+        load_checkpoint(tmp_path / "x.pth", model, optimizer)
+    assert same((weights(model), optimizer.state_dict()), (before, state))
+
+
 def test_dropout_may_differ_from_that_of_the_checkpoint(tmp_path):
     save_checkpoint(tmp_path / "x.pth", tiny_model())
     model = tiny_model(seed=2, drop_rate=0.0)
     load_checkpoint(tmp_path / "x.pth", model)
     assert same(weights(model), weights(tiny_model())) and model.cfg["drop_rate"] == 0
+
+
+# Mistakes of users
+
+
+def use(name, run_dir=None, **changes):
+    """Call one of the two loops with one thing wrong."""
+    model, (train_loader, val_loader) = changes.pop("model", tiny_model()), loaders()
+    common = {"model": model, "train_loader": train_loader, "val_loader": val_loader}
+    common |= {"device": CPU, "num_epochs": 1, "eval_freq": 2}
+    if name == "train_model":
+        return train_model(**common | {"run_dir": run_dir} | changes)
+    optimizer = torch.optim.AdamW(model.parameters())
+    common |= {"optimizer": optimizer, "eval_iter": 1, "tokenizer": TOKENIZER}
+    return train_model_simple(**common | {"start_context": "a"} | changes)
+
+
+NO_COUNTS = (0, -1, None, 1.5, math.nan, "3", True)
+NO_NUMBERS = (-1, None, math.nan, "3")
+BAD_NUMBERS = [
+    *[("train_model_simple", "num_epochs", bad) for bad in NO_COUNTS],
+    *[("train_model_simple", "eval_freq", bad) for bad in NO_COUNTS],
+    *[("train_model", "eval_freq", bad) for bad in NO_COUNTS],
+    *[("train_model", "accumulate", bad) for bad in NO_COUNTS],
+    *[("train_model", "num_epochs", bad) for bad in (0, *NO_NUMBERS)],
+    *[("train_model", "max_norm", bad) for bad in (0, *NO_NUMBERS)],
+    *[
+        ("train_model", name, bad)
+        for name in ("peak_lr", "min_lr", "warmup_steps", "weight_decay")
+        for bad in NO_NUMBERS
+    ],
+]
+
+
+@pytest.mark.parametrize("loop, name, bad", BAD_NUMBERS)
+def test_numbers_that_training_cannot_take(loop, name, bad):
+    model = tiny_model()
+    before = weights(model)
+    with pytest.raises(ValueError, match=f"got {name}={bad!r}, expected a"):
+        use(loop, model=model, **{name: bad})
+    assert same(weights(model), before)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, math.nan, "3"])
+@pytest.mark.parametrize("loop", ["train_model", "train_model_simple"])
+def test_number_of_batches_to_evaluate(loop, bad):
+    with pytest.raises(ValueError, match=f"got num_batches={bad!r}"):
+        use(loop, eval_iter=bad)
+
+
+@pytest.mark.parametrize("loop", ["train_model", "train_model_simple"])
+def test_other_mistakes_in_training(tmp_path, loop):
+    stray = torch.optim.AdamW(tiny_model().parameters())
+    with pytest.raises(ValueError, match="no parameter of this model"):
+        use(loop, optimizer=stray)
+    with pytest.raises(ValueError, match="set requires_grad"):
+        use(loop, model=tiny_model().requires_grad_(False))
+    with pytest.raises(ValueError, match=r"loaders with \[5, None\] batches"):
+        use(loop, val_loader=None)
+    with pytest.raises(ValueError, match="token ids on meta, expected cpu"):
+        use(loop, device="meta")
+
+
+def test_mistakes_in_resuming(tmp_path):
+    with pytest.raises(ValueError, match="resume=True.*run_dir"):
+        use("train_model", resume=True)
+    use("train_model", tmp_path)
+    fewer = loader(TEXT[:80])
+    with pytest.raises(ValueError, match="after 5 batches, .* the 2 of the loader"):
+        use("train_model", tmp_path, resume=True, train_loader=fewer)
+    with pytest.raises(ValueError, match="another model"):
+        use("train_model", tmp_path, resume=True, model=tiny_model(n_heads=4))
+    (tmp_path / "by hand").mkdir()
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(param_groups(model, 0.1))
+    save_checkpoint(tmp_path / "by hand" / "last.pth", model, optimizer, history={})
+    with pytest.raises(ValueError, match=r"last.pth isn't of train_model"):
+        use("train_model", tmp_path / "by hand", resume=True)
+    (tmp_path / "file").touch()
+    model = tiny_model()
+    before = weights(model)
+    with pytest.raises(FileExistsError):  # before it trains, not at the first save
+        use("train_model", tmp_path / "file", model=model)
+    assert same(weights(model), before)
+
+
+def test_rates_from_numpy_are_saved(tmp_path):
+    rates = {"peak_lr": np.float64(1e-3), "min_lr": np.float32(1e-4)}
+    history = use("train_model", tmp_path, **rates)
+    assert load_checkpoint(tmp_path / "last.pth", tiny_model())["history"] == history
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, get_tokenizer()])
+def test_mistakes_with_text_and_ids(tokenizer):
+    for bad in (None, 3, b"a", ["a"]):
+        with pytest.raises(TypeError, match="got .* as a text"):
+            text_to_token_ids(bad, tokenizer)
+    lone = text_to_token_ids("a\ud800", tokenizer)
+    assert token_ids_to_text(lone, tokenizer) == "a\ufffd"
+    with pytest.raises(ValueError, match=r"shape \(2, 3\), expected one row"):
+        token_ids_to_text(torch.zeros(2, 3).long(), tokenizer)
+    nothing = text_to_token_ids("", tokenizer)
+    assert nothing.shape == (1, 0) and nothing.dtype == torch.int64
+    assert token_ids_to_text(nothing, tokenizer) == ""
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (8, 3), (24, 1), (4, 5)])
+def test_targets_of_another_shape_are_refused(shape):
+    """Some of them have as many ids, and would give a loss of something else."""
+    inputs, targets = torch.zeros(6, 4).long(), torch.zeros(shape).long()
+    with pytest.raises(ValueError, match=r"inputs \(6, 4\) and targets"):
+        calc_loss_batch(inputs, targets, tiny_model(), CPU)
 
 
 # Choosing the next token
@@ -739,7 +1029,8 @@ def test_rows_are_drawn_each_by_its_own_logits():
 
 WRONG = [
     *[{"temperature": bad} for bad in (-0.1, -5, math.nan, math.inf)],
-    *[{"top_k": bad} for bad in (0, -1)],
+    *[{"top_k": bad} for bad in (0, -1, 1.5, math.nan, "3")],
+    *[{"temperature": bad} for bad in (None, "a")],
     *[{"top_p": bad} for bad in (0, 0.0, -0.5, 1.01, math.nan)],
 ]
 
@@ -752,6 +1043,29 @@ def test_controls_outside_their_range_are_refused(wrong, temperature):
         sample_token(torch.zeros(2, 5), **controls)
     with pytest.raises(ValueError, match=f"got {next(iter(wrong))}="):
         generate(tiny_model().eval(), torch.zeros(1, 1).long(), 3, 8, **controls)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_choose_no_token(bad, temperature):
+    logits = torch.zeros(2, 5)
+    logits[1, 3] = bad
+    with pytest.raises(ValueError, match="weights have overflowed"):
+        sample_token(logits, temperature)
+    with pytest.raises(ValueError, match="weights have overflowed"):
+        sample_token(torch.full((1, 5), -math.inf), temperature)
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-300])
+def test_a_temperature_too_low_to_divide_by(temperature):
+    with pytest.raises(ValueError, match="so low that it should be 0"):
+        sample_token(torch.tensor([[1.0, 2.0]]), temperature)
+
+
+@pytest.mark.parametrize("bad", [-1, 1.5, math.nan, "a", [3]])
+def test_an_end_of_text_that_is_no_id(bad):
+    with pytest.raises(ValueError, match="got eos_id="):
+        generate(tiny_model().eval(), torch.zeros(1, 1).long(), 3, 8, eos_id=bad)
 
 
 # Generation

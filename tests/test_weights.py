@@ -166,9 +166,9 @@ def assert_same_logits(folder, config, ids):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    """A folder of the size of GPT-2 124M with random values."""
+    """A folder with random values, as wide as GPT-2 124M and a quarter as deep."""
     folder = tmp_path_factory.mktemp("full") / "124M"
-    config = GPT2_CONFIGS["124M"]
+    config = GPT2_CONFIGS["124M"] | {"n_layers": 3}
     save(folder, config, random_tensors(config), tokenizer=None)
     yield folder
     shutil.rmtree(folder)
@@ -186,7 +186,7 @@ def test_names_and_shapes_are_those_of_openai():
     assert ours == real
 
 
-def test_124M_gives_the_logits_of_tensorflow(full, monkeypatch):
+def test_full_width_gives_the_logits_of_tensorflow(full, monkeypatch):
     monkeypatch.setattr(helpers, "get_tokenizer", lambda name: get_tokenizer("gpt2"))
     assert_same_logits(full, GPT2_CONFIGS["124M"], [*range(0, 50257, 8000), 50256])
 
@@ -223,6 +223,28 @@ def test_loading_needs_little_more_memory_than_the_model(full, tmp_path):
     assert "absl" not in run.stderr  # TensorFlow's greetings
     print(f"peak: {float(run.stdout):.2f} times the model")
     assert 0.99 < float(run.stdout) < 1.25  # 1.4 is the figure to reach
+
+
+ASCII = """
+import sys, torch
+from helpers import load_gpt2, write_gpt2_checkpoint, BPETokenizer
+assert sys.getfilesystemencoding() != "utf-8"
+model, _ = load_gpt2(sys.argv[1])
+write_gpt2_checkpoint(sys.argv[1] + "-again", model, BPETokenizer.load(sys.argv[1]))
+again, _ = load_gpt2(sys.argv[1] + "-again")
+assert all(map(torch.equal, model.parameters(), again.parameters()))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+def test_a_path_that_the_systems_encoding_does_not_have(good, tmp_path):
+    folder = shutil.copytree(good, tmp_path / "für alle 学习" / "tiny")
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", ASCII, os.fsencode(folder)]
+    run = subprocess.run(
+        command, cwd=ROOT, env=os.environ | plain, capture_output=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr.decode()
 
 
 @pytest.mark.parametrize(
@@ -359,6 +381,12 @@ def classifier():
     return model, TOKENIZER, "float32"
 
 
+def with_lora():
+    model = tiny_model()
+    helpers.replace_linear_with_lora(model.trf_blocks, rank=2, alpha=4)
+    return model, TOKENIZER, "float32"
+
+
 def too_large(value, dtype):
     model = tiny_model()
     model.trf_blocks[1].ff.layers[2].weight.data[3, 5] = value
@@ -380,6 +408,8 @@ REFUSED = {
         lambda: (tiny_model(), TOKENIZER.to_tiktoken(), "float32"),
         "BPETokenizer",
     ),
+    "LoRA": (with_lora, "merge_lora"),
+    "no model": (lambda: (None, TOKENIZER, "float32"), "a NoneType.*a GPTModel"),
     "dtype": (lambda: (tiny_model(), TOKENIZER, "bfloat16"), "'bfloat16'.*'float16'"),
     "overflow": (lambda: too_large(7e4, "float16"), "h1/mlp/c_proj/w.*float16.*65504"),
     "nan": (lambda: too_large(float("nan"), "float32"), "h1/mlp/c_proj/w"),
@@ -491,6 +521,10 @@ def hparams(**changes):
     )
 
 
+def hparams_are(content):
+    return change("hparams.json", lambda d: content)
+
+
 def tensors(action):
     """Save the folder's tensors again after `action` changed the dictionary."""
 
@@ -514,7 +548,25 @@ FAULTS = {
     "hparams a list": (change("hparams.json", lambda d: b"[1, 2]"), "hparams.json"),
     "other hparams": (change("hparams.json", lambda d: b'{"d_model": 8}'), "n_vocab"),
     "a further key": (hparams(n_inner=96), "n_inner"),
-    "a bad value": (hparams(n_layer="2"), "hparams.json.*n_layers='2'"),
+    "a string": (hparams(n_layer="2"), "hparams.json.*n_layers='2'"),
+    "negative": (hparams(n_ctx=-16), "hparams.json.*context_length=-16"),
+    "zero": (hparams(n_head=0), "hparams.json.*n_heads=0"),
+    "not a number": (hparams(n_embd=float("nan")), "hparams.json.*emb_dim=nan"),
+    "infinite": (change("hparams.json", lambda d: d.replace(b"16", b"1e999")), "=inf"),
+    "a fraction": (hparams(n_vocab=270.0), "hparams.json.*vocab_size=270.0"),
+    "null": (hparams(n_vocab=None), "hparams.json.*vocab_size=None"),
+    "huge": (hparams(n_vocab=10**18), "model/h0.*by hparams.json"),
+    "beyond 64 bits": (hparams(n_ctx=10**30), "model/h0.*by hparams.json"),
+    "too many digits": (hparams_are(b'{"n_ctx": %s}' % (b"9" * 5000)), "hparams.json"),
+    "nested": (hparams_are(b"[" * 100_000), "hparams.json.*recursion"),
+    "twice": (
+        change("hparams.json", lambda d: d[:-1] + b', "n_vocab": 9}'),
+        r"model/wte.*\[270, 24\].*\[9, 24\]",
+    ),
+    "UTF-16": (
+        change("hparams.json", lambda d: d.decode().encode("utf-16")),
+        "hparams.json.*decode",
+    ),
     "width and heads": (hparams(n_head=5), "hparams.json.*divisible"),
     "wider": (hparams(n_embd=48), r"model/h0/attn/c_attn/b.*\[72\].*\[144\]"),
     "larger vocabulary": (hparams(n_vocab=271), r"model/wte.*\[270, 24\].*\[271, 24\]"),
@@ -550,6 +602,10 @@ FAULTS = {
         lambda f: BPETokenizer().train(STORY, 265).save(f),
         "encoder.json.*265.*270",
     ),
+    "nested tokenizer": (
+        change("encoder.json", lambda d: b"[" * 10**5),
+        "encoder.json",
+    ),
     "tokenizer cut": (change("vocab.bpe", lambda d: d[:-9]), "vocab.bpe"),
 }
 
@@ -564,6 +620,39 @@ def test_a_damaged_folder_is_refused_by_name(folder, fault):
 
 def test_the_undamaged_folder_is_not_refused(folder):
     load_gpt2(folder)
+
+
+RUNS_CODE = b"cos\nsystem\n(S'touch pickled'\ntR."
+STATE_FILE = GPT2_NAMES[1]  # for TensorFlow's other readers: ours needs none
+
+
+@pytest.mark.parametrize("name", GPT2_NAMES)
+@pytest.mark.parametrize(
+    "kind", ["nothing", "a page", "a pickle", "a loop", "a folder"]
+)
+def test_something_else_in_place_of_a_file(folder, monkeypatch, name, kind):
+    monkeypatch.chdir(folder)
+    contents = {"nothing": b"", "a page": b"<html>" * 99, "a pickle": RUNS_CODE}
+    if kind in contents:
+        (folder / name).write_bytes(contents[kind])
+    else:
+        (folder / name).unlink()
+        os.symlink(name, name) if kind == "a loop" else (folder / name).mkdir()
+    if name == STATE_FILE:
+        load_gpt2(folder)
+    else:
+        with pytest.raises((ValueError, FileNotFoundError), match=name):
+            load_gpt2(Path("."))
+    assert not (folder / "pickled").exists()
+
+
+def test_a_folder_without_rights_is_named(folder, without_rights):
+    place, as_nobody = without_rights
+    shutil.copytree(folder, place / "tiny")
+    (place / "tiny").chmod(0o700)
+    for load in (load_gpt2, read_gpt2_checkpoint):
+        said = as_nobody(lambda load=load: load(place / "tiny"))
+        assert said.startswith("PermissionError") and "hparams.json" in said
 
 
 @pytest.mark.parametrize("name", [n for n in GPT2_NAMES if n[:2] in ("mo", "vo", "en")])
@@ -632,6 +721,8 @@ class Handler(BaseHTTPRequestHandler):
             length = len(body) if mode == "half-said" else length
         elif mode == "slow":
             threading.Event().wait(0.1)
+        elif mode == "both" and name == DATA_FILE:
+            self.server.both.wait(timeout=20)  # until there are two of them
         self.send_response(200)
         self.send_header("Content-Length", str(length))
         self.end_headers()
@@ -644,7 +735,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(good):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.folder = [], good
+    server.asked, server.folder, server.both = [], good, threading.Barrier(2)
     server.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -814,21 +905,12 @@ def test_a_disk_that_fills_up_stops_the_download(
     assert server.asked == [("good", DATA_FILE)]  # no other address would help
 
 
-def test_two_processes_download_at_once(course, server, good):
-    program = (
-        "import sys, pathlib, helpers\n"
-        f"helpers.DOWNLOADS = pathlib.Path({str(helpers.DOWNLOADS)!r})\n"
-        f"helpers.GPT2_ADDRESSES = ({f'{server.address}/slow'!r},)\n"
-        f"helpers.GPT2_FILES['124M'] = {helpers.GPT2_FILES['124M']!r}\n"
-        "print(helpers.download_gpt2('124M').name)\n"
-    )
-    command = [sys.executable, "-c", program]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(2)]
-    for process in both:
-        out, error = process.communicate(timeout=60)
-        assert out == "124M\n", error
+def test_two_processes_download_at_once(course, server, good, monkeypatch, child):
+    serve(monkeypatch, server, "both")
+    both = [child(lambda: download_gpt2("124M").name) for _ in range(2)]
+    assert [each.result() for each in both] == ["124M", "124M"]
     assert contents(course) == contents(good)
+    assert server.asked.count(("both", DATA_FILE)) == 2
 
 
 def test_the_table_of_files_agrees_with_the_models():
