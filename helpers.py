@@ -114,20 +114,6 @@ def check_whole(least: int = 1, **numbers) -> None:
             )
 
 
-def loader_generators(*loaders) -> list:
-    """Return the random generators that some loaders were given, each of them once.
-
-    A `DataLoader` may have one of its own, and so may its sampler; without any, it
-    draws from PyTorch's.
-    """
-    parts = list(loaders)
-    for part in parts:  # the list grows: a loader, its samplers, theirs
-        inner = (getattr(part, name, None) for name in ("batch_sampler", "sampler"))
-        parts += [one for one in inner if one is not None]
-    found = (getattr(part, "generator", None) for part in parts)
-    return list(dict.fromkeys(g for g in found if isinstance(g, torch.Generator)))
-
-
 def check_number(zero: bool = True, **values) -> None:
     """Raise a ValueError that names the argument if one isn't a number above 0.
 
@@ -186,6 +172,20 @@ def check_optimizer(optimizer, model) -> None:
             "the optimizer holds no parameter of this model that learns: make it anew "
             "from model.parameters(), and set requires_grad where to learn"
         )
+
+
+def loader_generators(*loaders) -> list:
+    """Return the random generators that some loaders were given, each of them once.
+
+    A `DataLoader` may have one of its own, and so may its sampler; without any, it
+    draws from PyTorch's.
+    """
+    parts = list(loaders)
+    for part in parts:  # the list grows: a loader, its samplers, theirs
+        inner = (getattr(part, name, None) for name in ("batch_sampler", "sampler"))
+        parts += [one for one in inner if one is not None]
+    found = (getattr(part, "generator", None) for part in parts)
+    return list(dict.fromkeys(g for g in found if isinstance(g, torch.Generator)))
 
 
 class DataFile(NamedTuple):
