@@ -1,19 +1,8 @@
-"""Everything that the seven notebooks build, one section a chapter.
+"""The classes and functions that later chapters import, one section a chapter.
 
-    Opening   devices, seeds, checks of arguments, data files, plot style
-    1         tokenizers and data loaders
-    2         attention
-    3         the GPT architecture
-    4         pretraining and generation
-    5         OpenAI's weights
-    6         a spam filter
-    7         instructions and chat
-
-Each definition is built and explained in the notebook that its docstring names;
-here it stands once more for the chapters after it, with its full documentation.
-
-Shapes are written with these letters: `B` batch, `T` tokens, `C` embedding width,
-`H` heads, `D` width of one head (`C = H * D`), `V` vocabulary.
+Each is built and explained in the notebook that its docstring names; a test keeps the
+two copies equal. Shapes: `B` batch, `T` tokens, `C` embedding width, `H` heads, `D`
+width of a head (`C = H * D`), `V` vocabulary.
 """
 
 import base64
@@ -22,19 +11,16 @@ import csv
 import ctypes
 import errno
 import glob
-import heapq
 import html
 import http.client
 import json
 import math
-import operator
 import os
 import random
 import re
 import shutil
 import time
 import urllib.request
-import zipfile
 import zlib
 from collections import Counter, defaultdict
 from contextlib import contextmanager, suppress
@@ -57,14 +43,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 # =====================================================================================
-# Opening: devices, seeds, checks of arguments, data files, plot style
+# Opening: devices, seeds, data files, plot style
 # =====================================================================================
 
 DATA = Path(__file__).resolve().parent / "data"
 DOWNLOADS = DATA / "downloads"
 RUNS = DATA / "runs"
+FILES = json.loads((DATA / "files.json").read_text(encoding="utf-8"))
 
-mpl.rcParams.update(
+plt.rcParams.update(
     {
         "figure.figsize": (6.4, 3.6),
         "figure.dpi": 96,
@@ -80,879 +67,254 @@ mpl.rcParams.update(
         "legend.frameon": False,
     }
 )
+pooch.get_logger().setLevel("WARNING")
 
 
-def pick_device() -> torch.device:
-    """Return the fastest device that PyTorch finds here: CUDA, then MPS, then CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
+def small_model_logits(device):
+    """Logits `(2, 32, 200)` of a small model with fixed weights, made on a device."""
+    cfg = {"vocab_size": 200, "context_length": 32, "emb_dim": 64, "n_heads": 4}
+    cfg |= {"n_layers": 2, "drop_rate": 0.0, "qkv_bias": True}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(123)
+        model, ids = GPTModel(cfg), torch.randint(0, 200, (2, 32))
+        return model.to(device)(ids.to(device)).cpu()
+
+
+def pick_device():
+    """Return CUDA or MPS where a small model gives the CPU's logits, else the CPU."""
+    for name, module in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
+        if module.is_available():
+            gap = (small_model_logits(name) - small_model_logits("cpu")).abs().max()
+            if gap < 0.02:
+                return torch.device(name)
+            print(f"{name} gives logits that are off by {gap:.2g}: the CPU is used.")
     return torch.device("cpu")
 
 
-def set_seed(seed: int) -> None:
-    """Seed the generators of Python, NumPy and PyTorch (every device) with `seed`."""
-    check_whole(0, seed=seed)
+def pick_precision(device):
+    """Return bfloat16 if it multiplies matrices 1.5 times as fast as float32 here.
+
+    Small products come first: without hardware for it, a large one can take minutes.
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    for size in (64, 256, 768) if on_cpu else (64, 4096):
+        seconds = {}
+        for dtype in (torch.float32, torch.bfloat16):
+            a, times = torch.ones(size, size, dtype=dtype, device=device), []
+            for _ in range(5):
+                start = time.perf_counter()
+                (a @ a)[0, 0].item()  # .item() waits for the GPU
+                times.append(time.perf_counter() - start)
+            seconds[dtype] = min(times)
+        gain = seconds[torch.float32] / seconds[torch.bfloat16]
+        if gain < 0.5:
+            break
+    return torch.bfloat16 if gain >= 1.5 else torch.float32
+
+
+def set_seed(seed):
+    """Seed the generators of Python, NumPy and PyTorch (every device)."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
-def check_whole(least: int = 1, **numbers) -> None:
-    """Raise a ValueError that names the first argument that isn't a whole number.
+def fetch(name):
+    """Return the path of a data file: whole and checked, or the sample in its place.
 
-    Args:
-        least: the smallest number that will do.
-        numbers: the arguments by name, as in `check_whole(num_epochs=num_epochs)`.
+    Sources: data/downloads, the folder or address in COURSE_MIRROR, the addresses in
+    data/files.json, at last the sample in data/. COURSE_OFFLINE=1 takes the sample.
     """
-    for name, value in numbers.items():
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not whole or value < least:
-            raise ValueError(
-                f"got {name}={value!r}, expected a whole number from {least}"
-            )
-
-
-def check_number(zero: bool = True, **values) -> None:
-    """Raise a ValueError that names the argument if one isn't a number above 0.
-
-    Args:
-        zero: whether 0 itself is allowed.
-        values: the arguments, by name.
-    """
-    for name, value in values.items():
-        is_number = isinstance(value, (int, float, np.number))
-        if not is_number or not (value > 0 or (zero and value == 0)):
-            limit = "from 0" if zero else "above 0"
-            raise ValueError(f"got {name}={value!r}, expected a number {limit}")
-
-
-def check_text(text) -> str:
-    """Return `text`; a TypeError if it isn't a string.
-
-    Half of a surrogate pair isn't a character, and UTF-8 has no bytes for it; it
-    becomes U+FFFD, as in tiktoken.
-    """
-    if not isinstance(text, str):
-        raise TypeError(f"got {type(text).__name__} as a text, expected a string")
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def check_ids(ids, device=None) -> None:
-    """Raise an error that says what to do if `ids` isn't a batch of token ids.
-
-    Args:
-        ids: what should be a tensor of whole numbers, `(B, T)` with B from 1.
-        device: where it should be; anywhere by default.
-    """
-    if not isinstance(ids, torch.Tensor):
-        raise TypeError(
-            f"got {type(ids).__name__} as token ids, expected a tensor (B, T): "
-            f"torch.tensor([ids]) makes one of a list"
-        )
-    whole = ids.dtype in (torch.int64, torch.int32)
-    if ids.dim() != 2 or len(ids) < 1 or not whole:
-        raise ValueError(
-            f"got token ids of shape {tuple(ids.shape)} and {ids.dtype}, expected "
-            f"(B, T) and torch.int64: ids.unsqueeze(0) makes a batch of one row"
-        )
-    if device is not None and ids.device != device:
-        raise ValueError(
-            f"got token ids on {ids.device}, expected {device}, where the model is: "
-            f"move one of the two with .to(device)"
-        )
-
-
-def check_optimizer(optimizer, model) -> None:
-    """Raise a ValueError if no parameter of the model would be moved."""
-    learning = {p for p in model.parameters() if p.requires_grad}
-    if not any(p in learning for g in optimizer.param_groups for p in g["params"]):
-        raise ValueError(
-            "the optimizer holds no parameter of this model that learns: make it anew "
-            "from model.parameters(), and set requires_grad where to learn"
-        )
-
-
-def loader_generators(*loaders) -> list:
-    """Return the random generators that some loaders were given, each of them once.
-
-    A `DataLoader` may have one of its own, and so may its sampler; without any, it
-    draws from PyTorch's.
-    """
-    parts = list(loaders)
-    for part in parts:  # the list grows: a loader, its samplers, theirs
-        inner = (getattr(part, name, None) for name in ("batch_sampler", "sampler"))
-        parts += [one for one in inner if one is not None]
-    found = (getattr(part, "generator", None) for part in parts)
-    return list(dict.fromkeys(g for g in found if isinstance(g, torch.Generator)))
-
-
-class DataFile(NamedTuple):
-    """A public file: addresses in order, size in bytes, SHA-256, stand-in, member.
-
-    Size and SHA-256 are None where they aren't known. `sample` names the file in
-    `data/` that takes its place where it can't be had; `member` the one file wanted
-    out of it, where it is a zip archive.
-    """
-
-    urls: tuple[str, ...]
-    size: int | None
-    sha256: str | None
-    sample: str | None = None
-    member: str | None = None
-
-
-_BOOK = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main"
-FILES = {
-    "the-verdict.txt": DataFile(
-        (f"{_BOOK}/ch02/01_main-chapter-code/the-verdict.txt",),
-        20_479,
-        "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f",
-        sample="the-ferryman.txt",
-    ),
-    "SMSSpamCollection": DataFile(
-        ("https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",),
-        203_415,
-        "1587ea43e58e82b14ff1f5425c88e17f8496bfcdb67a583dbff9eefaf9963ce3",
-        sample="sms-sample.tsv",
-        member="SMSSpamCollection",
-    ),
-    "instruction-data.json": DataFile(
-        (f"{_BOOK}/ch07/01_main-chapter-code/instruction-data.json",),
-        203_524,
-        "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944",
-        sample="instructions-sample.json",
-    ),
-}
-_MEMBER_LIMIT = 64 * 2**20  # no archive of the course unpacks to more than this
-_said = set()
-
-
-def fetch(name: str) -> Path:
-    """Return the path of a data file, from the first source that has it whole.
-
-    The sources, in order: `data/downloads/`; the folder or address in the environment
-    variable `COURSE_MIRROR`; the public addresses; the sample embedded in `data/`
-    (said in one line, once). With `COURSE_OFFLINE=1` the sample is taken at once. A
-    file whose size or SHA-256 is wrong is discarded, with a line that says so.
-
-    Args:
-        name: a key of `FILES`, such as `"the-verdict.txt"`.
-
-    Returns:
-        The path of a complete file.
-
-    Raises:
-        ValueError: the course knows no file of that name.
-        FileNotFoundError: no source has it, and the course carries no sample of it.
-    """
-    if name not in FILES:
-        raise ValueError(f"got the name {name!r}, expected one of {sorted(FILES)}")
-    file = FILES[name]
+    file, faults = FILES[name], []
     if os.environ.get("COURSE_OFFLINE") == "1":
-        return _sample(name, "COURSE_OFFLINE=1 is set")
-    for source in _sources(file):
+        return sample_of(name, "COURSE_OFFLINE=1 is set")
+    place = DOWNLOADS / name
+    if place.is_file() and pooch.file_hash(str(place)) == file["sha256"]:
+        return place
+    archive = file.get("archive", name)
+    mirror = os.environ.get("COURSE_MIRROR", "").rstrip("/")
+    for address in ([f"{mirror}/{archive}"] if mirror else []) + FILES[archive]["urls"]:
+        store = pooch.create(
+            DOWNLOADS,
+            base_url="",
+            registry={archive: FILES[archive]["sha256"]},
+            urls={archive: address},
+            retry_if_failed=1 if address.startswith("http") else 0,
+        )
         try:
-            path = source()
-            if path is not None:
-                return _unpack(path, file.member) if file.member else path
-        except OSError as error:  # no permission, or no space on the disk
-            reason = error.strerror or type(error).__name__
-            file_name = file.urls[0].rsplit("/", 1)[1]
-            _say_once(f"{file_name}: {reason}; trying the next source.")
-    return _sample(name, "no source has it")
+            path = store.fetch(archive, downloader=copy_or_download)
+            if archive != name:
+                pooch.Unzip(members=[name], extract_dir=".")(path, "update", store)
+            return place
+        except (OSError, ValueError) as error:  # no network, a full disk, a wrong hash
+            faults.append(f"{address}: {type(error).__name__}")
+    return sample_of(name, "no source has it (" + "; ".join(faults) + ")")
 
 
-def _sources(file: DataFile, inside: str = "") -> list:
-    """Return a function for each source of `file`, in order: it gives a path or None.
-
-    `inside` is its folder, such as `"gpt2/124M"`, in `data/downloads/` and the mirror.
-    """
-    name = file.urls[0].rsplit("/", 1)[1]
-    here = DOWNLOADS / inside / name
-    mirror, paths, urls = os.environ.get("COURSE_MIRROR", ""), [here], file.urls
-    if mirror.startswith(("http://", "https://")):
-        parts = (mirror.rstrip("/"), inside, name)
-        urls = ("/".join(part for part in parts if part), *urls)
-    elif mirror:
-        paths.append(Path(mirror) / inside / name)
-    return [partial(_find, path, file) for path in paths] + [
-        partial(_download, url, here, file) for url in urls
-    ]
+def copy_or_download(address, output_file, store):
+    """Get a file from an address or, for a mirror on this disk, from a folder."""
+    if address.startswith(("http://", "https://")):
+        pooch.HTTPDownloader(progressbar=True, timeout=10)(address, output_file, store)
+    else:
+        shutil.copyfile(Path(address).expanduser(), output_file)
 
 
-def _say_once(line: str) -> None:
-    """Print `line` the first time that this process has to say it."""
-    if line not in _said:
-        _said.add(line)
-        print(line)
+@lru_cache
+def sample_of(name, why):
+    """Return the sample that stands in for a data file, and say so, once."""
+    if "sample" not in FILES[name]:
+        raise FileNotFoundError(f"{name}: {why}; or put it into data/downloads/")
+    print(f"{name}: {why}, so data/{FILES[name]['sample']} is used.")
+    return DATA / FILES[name]["sample"]
 
 
-def _sample(name: str, why: str) -> Path:
-    """Return the embedded stand-in for `name`, saying `why` it is used."""
-    if FILES[name].sample is None:
-        raise FileNotFoundError(
-            f"{name} can't be had ({why}) and the course carries no sample of it: "
-            f"connect to a network, or set COURSE_MIRROR to a folder that holds "
-            f"{FILES[name].urls[0].rsplit('/', 1)[1]}"
-        )
-    _say_once(f"{name}: {why}, so the course's own data/{FILES[name].sample} is used.")
-    return DATA / FILES[name].sample
-
-
-def _fault(path: Path, file: DataFile) -> str | None:
-    """Say what is wrong with the file at `path`; None if it is `file` to the byte."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        head = stream.read(512).lower()
-    is_page = b"<html" in head or b"<!doctype html" in head
-    if size != (file.size or size) or size == 0 or (is_page and file.size is None):
-        kind = "an HTML page of " if is_page else ""
-        wanted = f"{file.size:,}" if file.size else "a file of data"
-        return f"got {kind}{size:,} bytes, expected {wanted}"
-    digest = pooch.file_hash(str(path)) if file.sha256 else None
-    if digest != file.sha256:
-        return f"got SHA-256 {digest[:12]}..., expected {file.sha256[:12]}..."
-    return None
-
-
-def _find(path: Path, file: DataFile) -> Path | None:
-    """Return `path` if it holds `file`; a broken copy in data/downloads is removed."""
-    if not path.is_file():
-        return None
-    fault = _fault(path, file)
-    if fault is None:
-        return path
-    _say_once(f"{path.name} in {path.parent.name}/: {fault}; trying the next source.")
-    if path.is_relative_to(DOWNLOADS):
-        path.unlink(missing_ok=True)
-    return None
-
-
-def _download(url: str, path: Path, file: DataFile) -> Path | None:
-    """Download `url` to `path`, whole or not at all; None if that failed.
-
-    Raises:
-        OSError: the disk is full, so that no other address would help.
-    """
-
-    def get(url, output_file, registry):
-        pooch.HTTPDownloader(progressbar=True, timeout=(5, 10))(
-            url, output_file, registry
-        )
-        fault = _fault(Path(output_file), file)
-        if fault is not None:
-            raise ValueError(fault)
-        os.chmod(output_file, 0o644)  # not for this user alone, as pooch makes it
-
-    _remove_left(path.parent, "tmp????????")  # pooch's own, where a kill left one
-    pooch.get_logger().setLevel("WARNING")
-    store = pooch.create(
-        path.parent,
-        base_url="",
-        registry={path.name: f"sha256:{file.sha256}" if file.sha256 else None},
-        urls={path.name: url},
-        retry_if_failed=1,
-    )
-    try:
-        return Path(store.fetch(path.name, downloader=get))
-    except (OSError, ValueError) as error:  # requests' own errors are OSErrors
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise
-        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
-        _say_once(f"{path.name} from {url}: {reason}; trying the next source.")
-        return None
-
-
-def _unpack(archive: Path, member: str) -> Path:
-    """Unpack one `member` of a zip file into `data/downloads/`, whole or not at all."""
-    target = DOWNLOADS / Path(member).name
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            info = zipped.getinfo(member)
-            if info.file_size > _MEMBER_LIMIT:
-                raise ValueError(f"{member} is larger than any of our files")
-            if target.is_file() and target.stat().st_size == info.file_size:
-                if zlib.crc32(target.read_bytes()) == info.CRC:
-                    return target  # unpacked before
-            with zipped.open(member) as source, atomic_write(target) as temporary:
-                with open(temporary, "wb") as sink:
-                    shutil.copyfileobj(source, sink)
-    except OSError:  # no permission, or no space on the disk
-        raise
-    except Exception as error:  # what zipfile raises depends on what is broken
-        raise ValueError(
-            f"{archive.name} can't be unpacked ({error}), expected a zip file that "
-            f"holds {member}: delete it and fetch it again"
-        ) from error
-    return target
-
-
-def _remove_left(folder: Path, pattern: str) -> None:
-    """Remove temporary files that killed processes left: an hour without growing."""
-    for left in folder.glob(pattern):
-        with suppress(OSError):  # another process was quicker
-            if time.time() - left.stat().st_mtime > 3600:
-                left.unlink()
-
-
-@contextmanager
-def atomic_write(path: Path | str):
-    """Give a temporary path that takes the name `path` only once it is written whole.
-
-    `with atomic_write(path) as temporary:` write to `temporary` in the block. On an
-    error, a full disk or a kill, what stood at `path` stays as it was. A kill leaves
-    the temporary file: one that hasn't grown for an hour, so that nobody can still be
-    writing it, is removed the next time.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left(path.parent, f".{glob.escape(path.name)}.????????.tmp")
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_text(source: str | Path) -> str:
-    """Return the text of a data file of the course, or of any UTF-8 file of yours.
-
-    Args:
-        source: a name that `fetch` knows, or a path.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file isn't text in UTF-8, or holds nothing.
-    """
+def load_text(source):
+    """Return the text of a data file of the course, or of a UTF-8 file of your own."""
     path = fetch(source) if source in FILES else Path(source)
-    if not os.path.isfile(path):  # False for a text given in place of its path, too
-        raise FileNotFoundError(
-            f"got {str(source)[:200]!r}, expected one of {sorted(FILES)} or the path "
-            f"of a text file (a relative path starts at {Path.cwd().name}/)"
-        )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path.name} isn't UTF-8: byte {error.start:,} is "
-            f"0x{error.object[error.start]:02x}. Save the file as UTF-8 and load it "
-            f"again"
-        ) from error
-    if not text.strip():
-        raise ValueError(f"{path.name} holds no text")
-    if "\0" in text:
-        raise ValueError(
-            f"{path.name} holds bytes of 0, as UTF-16 and programs do: save it as UTF-8"
-        )
-    return text
+    return path.read_text(encoding="utf-8-sig")
 
 
 # =====================================================================================
 # Chapter 1: tokenizers and data loaders
 # =====================================================================================
 
-
-class SimpleTokenizerV1:
-    """Split at spaces and punctuation; look each piece up in a fixed vocabulary.
-
-    Args:
-        vocab: dictionary from token to id.
-
-    Built in notebook 01.
-    """
-
-    def __init__(self, vocab: dict[str, int]):
-        self.str_to_int = vocab
-        self.int_to_str = {i: token for token, i in vocab.items()}
-
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`; a KeyError for a word outside the vocabulary."""
-        pieces = re.split(r'([,.:;?_!"()\']|--|\s)', text)
-        return [self.str_to_int[piece.strip()] for piece in pieces if piece.strip()]
-
-    def decode(self, ids: list[int]) -> str:
-        """Join the tokens of `ids` with spaces, none before punctuation."""
-        text = " ".join(self.int_to_str[i] for i in ids)
-        return re.sub(r'\s+([,.:;?!"()\'])', r"\1", text)
-
-
-class SimpleTokenizerV2(SimpleTokenizerV1):
-    """SimpleTokenizerV1 that writes `<|unk|>` for a word outside the vocabulary.
-
-    Args:
-        vocab: dictionary from token to id, `"<|unk|>"` among its keys.
-
-    Built in notebook 01.
-    """
-
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, that of `<|unk|>` for every unknown piece."""
-        unknown = self.str_to_int["<|unk|>"]
-        pieces = re.split(r'([,.:;?_!"()\']|--|\s)', text)
-        pieces = [piece.strip() for piece in pieces if piece.strip()]
-        return [self.str_to_int.get(piece, unknown) for piece in pieces]
-
-
 GPT2_PATTERN = (
     r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 )
 
 
-def bytes_to_unicode() -> dict[int, str]:
-    """Return the printable character that GPT-2's files write for each byte.
-
-    Bytes that print keep their own character; the other 68 get the characters from
-    code point 256 on, in order. GPT-2 also numbers its first 256 tokens in the order
-    of this dictionary.
-
-    Returns:
-        256 entries from byte to character.
-
-    Source: OpenAI's GPT-2 release, `encoder.py`. Built in notebook 01.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in printable]
-    table = {byte: chr(byte) for byte in printable}
-    return table | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+@lru_cache
+def get_tokenizer(name="gpt2"):
+    """Return the `tiktoken.Encoding` whose table is data/NAME.tiktoken. Notebook 01."""
+    lines = (DATA / f"{name}.tiktoken").read_text().splitlines()
+    ranks = {base64.b64decode(token): int(i) for token, i in map(str.split, lines)}
+    special = {"<|endoftext|>": len(ranks)}
+    return tiktoken.Encoding(
+        name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
+    )
 
 
-def merge_pair(word: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
-    """Return `word` with each occurrence of `pair`, from the left, joined into one.
-
-    Args:
-        word: tokens of one piece of text.
-        pair: two tokens.
-
-    Built in notebook 01.
-    """
+def merge_pair(tokens, pair):
+    """Join each occurrence of a pair of tokens, from the left. Notebook 01."""
     merged, i = [], 0
-    while i < len(word):
-        if i + 1 < len(word) and (word[i], word[i + 1]) == pair:
-            merged.append(word[i] + word[i + 1])
+    while i < len(tokens):
+        if tuple(tokens[i : i + 2]) == pair:
+            merged.append(tokens[i] + tokens[i + 1])
             i += 2
         else:
-            merged.append(word[i])
+            merged.append(tokens[i])
             i += 1
     return merged
 
 
-class PairCounts:
-    """How often each pair of neighbours occurs, kept up to date as pairs are merged.
-
-    A merge changes only the words that contain the pair, so the counts are corrected
-    there and never taken again. The most frequent pair comes from a heap; an entry
-    whose count has changed since it was pushed is passed over when it comes up.
-
-    Args:
-        words: dictionary from a piece of text, as bytes, to its count.
-
-    Built in notebook 01.
-    """
-
-    def __init__(self, words: dict[bytes, int]):
-        self.counts = list(words.values())
-        self.words = [[word[i : i + 1] for i in range(len(word))] for word in words]
-        self.pairs, self.where = Counter(), defaultdict(set)
-        for index in range(len(self.words)):
-            self.add(index, +1)
-        self.heap = [self.entry(pair) for pair in self.pairs]
-        heapq.heapify(self.heap)
-
-    def add(self, index: int, sign: int) -> set:
-        """Count the pairs of one word in (`sign` +1) or out (-1); return them."""
-        word = self.words[index]
-        pairs = list(pairwise(word))
-        for pair in pairs:
-            self.pairs[pair] += sign * self.counts[index]
-            if sign > 0:
-                self.where[pair].add(index)
-        return set(pairs)
-
-    def entry(self, pair: tuple[bytes, bytes]) -> tuple:
-        """Return the heap's entry: greatest count first, then the greater bytes."""
-        backwards = tuple((*(255 - byte for byte in token), 256) for token in pair)
-        return (-self.pairs[pair], backwards, pair)
-
-    def most_frequent(self) -> tuple[bytes, bytes] | None:
-        """Return the most frequent pair, the greater one of equals; None if none is."""
-        while self.heap:
-            count, _, pair = heapq.heappop(self.heap)
-            if count < 0 and -count == self.pairs[pair]:
-                return pair
-        return None
-
-    def merge(self, pair: tuple[bytes, bytes]) -> None:
-        """Join `pair` wherever it stands, and correct the counts around it."""
-        changed = set()
-        for index in self.where.pop(pair):
-            changed |= self.add(index, -1)
-            self.words[index] = merge_pair(self.words[index], pair)
-            changed |= self.add(index, +1)
-        for other in changed:
-            if self.pairs[other] > 0:
-                heapq.heappush(self.heap, self.entry(other))
-
-
-def encode_piece(piece: bytes, ranks: dict[bytes, int]) -> list[int]:
-    """Encode one piece of text: always join the pair whose token has the lowest id.
-
-    Of equal pairs the leftmost goes first. A heap holds the candidates, so a piece of
-    n bytes takes n log n steps, however long it is.
-
-    Args:
-        piece: bytes of one piece (a word with its space, a number, ...).
-        ranks: dictionary from token to id, all 256 single bytes among them.
-
-    Built in notebook 01.
-    """
-    n = len(piece)
-    parts = [piece[i : i + 1] for i in range(n)]  # None once joined to its left
-    left, right = list(range(-1, n - 1)), list(range(1, n + 1))
-    heap = []
-
-    def push(i):
-        if i >= 0 and right[i] < n:
-            rank = ranks.get(parts[i] + parts[right[i]])
-            if rank is not None:
-                heapq.heappush(heap, (rank, i, right[i], parts[i]))
-
-    for i in range(n):
-        push(i)
-    while heap:
-        rank, i, j, part = heapq.heappop(heap)
-        if parts[i] != part or right[i] != j or ranks.get(part + parts[j]) != rank:
-            continue  # one of the two has been joined to another since
-        parts[i], parts[j], right[i] = part + parts[j], None, right[j]
-        if right[i] < n:
-            left[right[i]] = i
-        push(left[i])
-        push(i)
-    return [ranks[part] for part in parts if part is not None]
-
-
-def cut_at_spaces(pieces):
-    """Join pieces of a text and cut them again where no token can span the cut.
-
-    Only before white space that follows something else: GPT-2's pattern never joins
-    the two. So a file can be encoded a part at a time, with the same result.
-
-    Args:
-        pieces: iterable of strings (an open file gives its lines).
-
-    Returns:
-        An iterator over strings that join to the same text.
-
-    Built in notebook 01.
-    """
-    boundary = regex.compile(r"(?<=\S)(?=\s)")
-    rest = ""
-    for piece in pieces:
-        rest += piece
-        old = len(rest) - len(piece)  # what came before was searched already
-        cuts = [match.start() for match in boundary.finditer(rest, old)]
-        if cuts:
-            yield rest[: cuts[-1]]
-            rest = rest[cuts[-1] :]
-    yield rest
-
-
-def split_special(text: str, special_tokens) -> list[str]:
-    """Split a text into ordinary text (even places) and special tokens (odd places).
-
-    Built in notebook 01.
-    """
+def split_special(text, special_tokens):
+    """Split a text before and after each special token. Notebook 01."""
     if not special_tokens:
         return [text]
     longest_first = sorted(special_tokens, key=len, reverse=True)
     return regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text)
 
 
-def count_words(texts, special_tokens=()) -> dict[bytes, int]:
-    """Count the pieces that GPT-2's pattern makes of some texts.
+def count_pieces(text, special_tokens=()):
+    """Count the pieces that GPT2_PATTERN cuts a text into. Notebook 01."""
+    counts = Counter()
+    for part in split_special(text, special_tokens):
+        if part not in special_tokens:
+            counts.update(regex.findall(GPT2_PATTERN, part))
+    return counts
 
-    Args:
-        texts: iterable of strings.
-        special_tokens: strings that are left out.
 
-    Returns:
-        Dictionary from piece, as bytes, to its count, in order of first appearance.
+def train_bpe(counts, n_tokens):
+    """Return `n_tokens` tokens with their ids, learnt from counts of pieces.
 
-    Built in notebook 01.
+    Source: Sennrich et al. 2016 (arXiv:1508.07909). Notebook 01.
     """
-    words = Counter()
-    for text in texts:
-        for ordinary in split_special(text, special_tokens)[::2]:
-            words.update(regex.findall(GPT2_PATTERN, ordinary))
-    return {word.encode("utf-8"): count for word, count in words.items()}
-
-
-def write_bpe_files(folder, merges, ranks, special_tokens) -> None:
-    """Write a tokenizer as the two files of OpenAI's GPT-2 folders.
-
-    Args:
-        folder: where `vocab.bpe` (the merges) and `encoder.json` (the ids) go.
-        merges, ranks, special_tokens: see `BPETokenizer`.
-
-    Built in notebook 01.
-    """
-    table = bytes_to_unicode()
-    text_of = {token: "".join(table[byte] for byte in token) for token in ranks}
-    lines = [f"{text_of[a]} {text_of[b]}\n" for a, b in merges]
-    vocab = {text_of[token]: i for token, i in ranks.items()} | special_tokens
-    contents = {
-        "vocab.bpe": "#version: 0.2\n" + "".join(lines),
-        "encoder.json": json.dumps(vocab),
-    }
-    for name, content in contents.items():
-        with atomic_write(Path(folder) / name) as temporary:
-            temporary.write_text(content, encoding="utf-8", newline="\n")
-
-
-def read_bpe_files(folder):
-    """Read `vocab.bpe` and `encoder.json`, and check that they fit each other.
-
-    Returns:
-        (merges, special tokens), as `BPETokenizer` takes them.
-
-    Raises:
-        FileNotFoundError: one of the two is missing.
-        ValueError: one of them is damaged, or they don't belong together.
-
-    Built in notebook 01.
-    """
-    files = [Path(folder) / name for name in ("vocab.bpe", "encoder.json")]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise FileNotFoundError(f"{folder} lacks {missing}, expected both files there")
-    byte_of = {char: byte for byte, char in bytes_to_unicode().items()}
-    to_bytes = lambda text: bytes(byte_of[char] for char in text)  # noqa: E731
-    try:
-        merges_text, vocab_text = (file.read_text(encoding="utf-8") for file in files)
-        lines = merges_text.rstrip("\n").split("\n")[1:]
-        merges = [(to_bytes(a), to_bytes(b)) for a, b in map(str.split, lines)]
-        vocab = json.loads(vocab_text)
-        tokens = sorted(vocab, key=vocab.get)
-        n = 256 + len(merges)
-        ranks = {to_bytes(token): vocab[token] for token in tokens[:n]}
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{folder}: a damaged vocab.bpe or encoder.json") from error
-    same_ids = sorted(vocab.values()) == list(range(len(vocab)))
-    cut_short = any(  # the first special token is two tokens: its merge is missing
-        {token[:i], token[i:]} <= vocab.keys()
-        for token in tokens[n : n + 1]
-        for i in range(1, len(token))
-    )
-    if not same_ids or cut_short or BPETokenizer(merges).ranks != ranks:
-        raise ValueError(
-            f"{folder}: the {len(merges):,} merges of vocab.bpe don't give the "
-            f"{len(vocab):,} ids of encoder.json: take both files from one model"
-        )
-    return merges, tokens[n:]
+    ranks = {bytes([b]): b for b in range(256)}
+    words = {piece: [bytes([b]) for b in piece.encode()] for piece in counts}
+    pairs, where = Counter(), defaultdict(set)
+    for piece, tokens in words.items():
+        for pair in pairwise(tokens):
+            pairs[pair] += counts[piece]
+            where[pair].add(piece)
+    while len(ranks) < n_tokens and (most := max(pairs.values(), default=0)) > 0:
+        best = max(pair for pair, count in pairs.items() if count == most)
+        ranks.setdefault(best[0] + best[1], len(ranks))
+        for piece in where.pop(best):
+            for pair in pairwise(words[piece]):
+                pairs[pair] -= counts[piece]
+            words[piece] = merge_pair(words[piece], best)
+            for pair in pairwise(words[piece]):
+                pairs[pair] += counts[piece]
+                where[pair].add(piece)
+        del pairs[best]
+    return ranks
 
 
 class BPETokenizer:
-    """Byte-level byte-pair encoding with GPT-2's splitting pattern and file format.
+    """Byte-level byte-pair encoding, as in GPT-2: any text in, the same text out.
 
-    A new tokenizer knows the 256 bytes; `train` or `load` give it longer tokens. Any
-    text can be encoded, and `decode` gives it back exactly.
-
-    Attributes:
-        ranks: dictionary from token (bytes) to id; a lower id is joined earlier.
-        merges: the pairs of tokens that training joined, in order.
-        special_tokens: dictionary from text to id.
-
-    Source: Sennrich et al. 2016 (arXiv:1508.07909); Radford et al. 2019 (GPT-2).
-    Built in notebook 01.
+    `ranks` maps tokens (bytes) to ids, the 256 bytes among them. Notebook 01.
     """
 
-    def __init__(self, merges=(), special_tokens=()):
-        is_list = not isinstance(special_tokens, (str, dict))
-        if not is_list or len(set(special_tokens)) < len(special_tokens):
-            raise ValueError(f"got {special_tokens!r}, expected a list without repeats")
-        for token in special_tokens:
-            check_text(token)
-            if len(token) < 2 or regex.search(r"\s", token):
-                raise ValueError(
-                    f"got the special token {token!r}, expected 2 or more characters "
-                    f"and no spaces"
-                )
-        self.merges = list(merges)
-        tokens = [bytes([b]) for b in bytes_to_unicode()] + [a + b for a, b in merges]
-        self.ranks = {token: i for i, token in enumerate(tokens)}
+    def __init__(self, ranks=None, special_tokens=()):
+        self.ranks = ranks or {bytes([b]): b for b in range(256)}
         n = len(self.ranks)
-        self.special_tokens = {token: n + i for i, token in enumerate(special_tokens)}
-        self.n_vocab = n + len(self.special_tokens)
+        self.special_tokens = {text: n + i for i, text in enumerate(special_tokens)}
         self.tokens = {i: token for token, i in self.ranks.items()}
-        self.tokens |= {i: t.encode("utf-8") for t, i in self.special_tokens.items()}
-        self.ids_of = lru_cache(2**16)(
-            lambda piece: encode_piece(piece.encode("utf-8"), self.ranks)
-        )
-
-    def train(self, text_or_path, vocab_size: int, special_tokens=()):
-        """Learn the merges from a text (`str`) or a UTF-8 file (`Path`).
-
-        Args:
-            text_or_path: the text, or the path of a file that is read in parts.
-            vocab_size: entries wanted: 256 bytes, merges and special tokens.
-            special_tokens: strings that stay whole and are never trained on.
-
-        Returns:
-            The tokenizer itself. It has fewer entries if no pairs are left to join.
-
-        Raises:
-            ValueError: a special token that can't be one, a vocabulary without room
-                for the bytes, the name of a file as text, a file that isn't UTF-8.
-        """
-        BPETokenizer((), special_tokens)  # refuses a bad one before the work begins
-        check_whole(256 + len(special_tokens), vocab_size=vocab_size)
-        if isinstance(text_or_path, Path):
-            try:
-                with text_or_path.open(encoding="utf-8", newline="") as lines:
-                    words = count_words(cut_at_spaces(lines), special_tokens)
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{text_or_path.name} isn't UTF-8: save the file as UTF-8"
-                ) from error
-        else:
-            if isinstance(text_or_path, str) and os.path.isfile(text_or_path):
-                raise ValueError(
-                    f"got the name of a file as text: pass Path({text_or_path!r})"
-                )
-            words = count_words([check_text(text_or_path)], special_tokens)
-        counts = PairCounts(words)
-        merges = {}  # from token to the pair that made it first
-        n_merges = vocab_size - 256 - len(special_tokens)
-        while len(merges) < n_merges and (pair := counts.most_frequent()):
-            merges.setdefault(pair[0] + pair[1], pair)
-            counts.merge(pair)
-        self.__init__(merges.values(), special_tokens)
-        return self
-
-    def encode(self, text: str, allowed_special=(), disallowed_special="all"):
-        """Return the ids of `text`.
-
-        Args:
-            text: any string; half of a surrogate pair becomes U+FFFD.
-            allowed_special: the special tokens that the text may use, or `"all"`.
-            disallowed_special: those that raise a ValueError if the text contains
-                them; by default all that aren't allowed. With `()` the text of a
-                special token is encoded as ordinary text.
-
-        Raises:
-            TypeError: something else than a string.
-            ValueError: a special token that isn't allowed.
-        """
-        text = check_text(text)
-        allowed, special = set(allowed_special), set(self.special_tokens)
-        allowed = special if allowed_special == "all" else allowed & special
-        all_others = disallowed_special == "all"
-        banned = special - allowed if all_others else set(disallowed_special)
-        found = split_special(text, banned)[1:2]
-        if found:
-            raise ValueError(
-                f"the text contains the special token {found[0]!r}: pass "
-                f"allowed_special={{{found[0]!r}}} to use it as one, or "
-                f"disallowed_special=() to encode it as ordinary text"
-            )
-        ids = []
-        for i, part in enumerate(split_special(text, allowed)):
-            if i % 2 == 1:
-                ids.append(self.special_tokens[part])
-                continue
-            for piece in regex.findall(GPT2_PATTERN, part):
-                ids.extend(self.ids_of(piece))
-        return ids
-
-    def encode_iterable(self, pieces, allowed_special=(), disallowed_special="all"):
-        """Yield the ids of a text that comes in pieces, such as an open file."""
-        for text in cut_at_spaces(pieces):
-            yield from self.encode(text, allowed_special, disallowed_special)
-
-    def decode(self, ids) -> str:
-        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
-        try:
-            tokens = [self.tokens[operator.index(i)] for i in ids]
-        except KeyError as error:
-            raise ValueError(
-                f"got the token id {error.args[0]}, expected 0 to {self.n_vocab - 1}"
-            ) from None
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"expected a row of whole numbers: {error}") from None
-        return b"".join(tokens).decode("utf-8", errors="replace")
-
-    def save(self, folder) -> None:
-        """Write `vocab.bpe` and `encoder.json` as OpenAI's GPT-2 folders hold them."""
-        write_bpe_files(folder, self.merges, self.ranks, self.special_tokens)
+        self.tokens |= {i: text.encode() for text, i in self.special_tokens.items()}
+        self.n_vocab = len(self.tokens)
+        self.encode_piece = lru_cache(2**16)(self.encode_piece)
 
     @classmethod
-    def load(cls, folder):
-        """Return the tokenizer of a folder; see `read_bpe_files` for its errors."""
-        return cls(*read_bpe_files(folder))
+    def train(cls, text, vocab_size, special_tokens=()):
+        """Return a tokenizer with at most `vocab_size` tokens, learnt from a text."""
+        counts = count_pieces(text, special_tokens)
+        return cls(train_bpe(counts, vocab_size - len(special_tokens)), special_tokens)
 
-    def to_tiktoken(self, name: str = "course"):
-        """Return the `tiktoken.Encoding` with the same tokens and ids."""
-        return tiktoken.Encoding(
-            name,
-            pat_str=GPT2_PATTERN,
-            mergeable_ranks=self.ranks,
-            special_tokens=self.special_tokens,
-        )
+    def encode_piece(self, piece):
+        """Join the pair that makes the token with the lowest id, again and again."""
+        parts = [bytes([b]) for b in piece.encode()]
+        while len(parts) > 1:
+            pairs = [self.ranks.get(a + b, math.inf) for a, b in pairwise(parts)]
+            i = min(range(len(pairs)), key=pairs.__getitem__)
+            if pairs[i] == math.inf:
+                break
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        return [self.ranks[part] for part in parts]
 
+    def encode_ordinary(self, text):
+        """Return the ids of a text in which special tokens mean nothing."""
+        pieces = regex.findall(GPT2_PATTERN, text)
+        return [i for piece in pieces for i in self.encode_piece(piece)]
 
-@lru_cache
-def get_tokenizer(name: str = "gpt2") -> tiktoken.Encoding:
-    """Return a tokenizer as a `tiktoken.Encoding`, without a download.
+    def encode(self, text, allowed_special=()):
+        """Return the ids of a text; special tokens in it must be allowed (or "all")."""
+        ids = []
+        for part in split_special(text, self.special_tokens):
+            if part not in self.special_tokens:
+                ids += self.encode_ordinary(part)
+            elif allowed_special == "all" or part in allowed_special:
+                ids.append(self.special_tokens[part])
+            else:
+                raise ValueError(
+                    f"the text contains {part!r}: pass allowed_special={{{part!r}}} "
+                    f"if it may, or use encode_ordinary if it means nothing"
+                )
+        return ids
 
-    Args:
-        name: `"gpt2"` (built from `data/gpt2.tiktoken`), or the path of a folder that
-            holds the `vocab.bpe` and `encoder.json` of a model.
-
-    Built in notebook 01.
-    """
-    if name != "gpt2":
-        return BPETokenizer.load(name).to_tiktoken(Path(name).name)
-    lines = (DATA / "gpt2.tiktoken").read_bytes().splitlines()
-    pairs = (line.split() for line in lines)
-    ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
-    return tiktoken.Encoding(
-        "gpt2",
-        pat_str=GPT2_PATTERN,
-        mergeable_ranks=ranks,
-        special_tokens={"<|endoftext|>": len(ranks)},
-    )
+    def decode(self, ids):
+        """Return the text of some ids; bytes that aren't UTF-8 become U+FFFD."""
+        return b"".join(self.tokens[int(i)] for i in ids).decode(errors="replace")
 
 
 class GPTDatasetV1(Dataset):
-    """Windows of a text: `max_length` tokens in, the same window one token later out.
+    """Windows of a text: pairs of `(max_length,)` ids, the second one token later.
 
-    Args:
-        txt: the text; it may use `<|endoftext|>`.
-        tokenizer: any object with tiktoken's `encode`.
-        max_length: tokens in a window.
-        stride: tokens from the start of one window to the start of the next.
-
-    Items are pairs of `(max_length,)` tensors of ids.
-
-    Raises:
-        ValueError: `max_length` or `stride` under 1, or a text with too few tokens.
-
-    Built in notebook 01.
+    Notebook 01.
     """
 
     def __init__(self, txt, tokenizer, max_length, stride):
-        txt = check_text(txt)
-        check_whole(max_length=max_length, stride=stride)
         ids = tokenizer.encode(txt, allowed_special={"<|endoftext|>"})
-        if len(ids) <= max_length:
-            raise ValueError(
-                f"the text has {len(ids)} tokens, expected more than max_length="
-                f"{max_length}: take a longer text or a smaller max_length"
-            )
         self.token_ids = torch.tensor(ids)
         self.max_length = max_length
         self.starts = range(0, len(ids) - max_length, stride)
@@ -961,7 +323,8 @@ class GPTDatasetV1(Dataset):
         return len(self.starts)
 
     def __getitem__(self, index):
-        window = self.token_ids[self.starts[index] :][: self.max_length + 1]
+        start = self.starts[index]
+        window = self.token_ids[start : start + self.max_length + 1]
         return window[:-1], window[1:]
 
 
@@ -975,32 +338,15 @@ def create_dataloader_v1(
     num_workers=0,
     tokenizer=None,
 ):
-    """Return a DataLoader over the windows of a text.
+    """Return a DataLoader of (inputs, targets), each `(batch_size, max_length)` ids.
 
-    Args:
-        txt: the text.
-        batch_size: windows in a batch.
-        max_length, stride: see `GPTDatasetV1`.
-        shuffle: draw the windows in random order.
-        drop_last: leave out a last batch that isn't full.
-        num_workers: processes that load batches; 0 works everywhere.
-        tokenizer: GPT-2's, unless another is given.
-
-    Returns:
-        Batches `(inputs, targets)` of ids, both `(batch_size, max_length)`.
-
-    Raises:
-        ValueError: a text too short for one batch, or a size under 1.
-
-    Built in notebook 01.
+    Notebook 01.
     """
-    check_whole(batch_size=batch_size)
     dataset = GPTDatasetV1(txt, tokenizer or get_tokenizer(), max_length, stride)
-    if drop_last and len(dataset) < batch_size:
+    if len(dataset) < (batch_size if drop_last else 1):
         raise ValueError(
-            f"the text gives {len(dataset)} windows, expected at least batch_size="
-            f"{batch_size}: take a longer text, a smaller batch_size or "
-            f"drop_last=False"
+            f"a text of {len(dataset.token_ids)} tokens gives {len(dataset)} windows: "
+            f"take a longer text, or a smaller max_length, stride or batch_size"
         )
     return DataLoader(
         dataset,
@@ -1017,157 +363,54 @@ def create_dataloader_v1(
 
 
 class KVCache:
-    """Keys and values of the tokens that a model has already read.
-
-    A later token can't change them, so generation computes those of the new tokens
-    only. The buffers double when they are full; a token is copied once or twice, not
-    once a step.
-
-    Built in notebook 02.
-    """
+    """Keys and values of the tokens so far, `(B, H, T, D)` a layer. Notebook 02."""
 
     def __init__(self):
-        self.layers = {}  # layer -> (keys, values, tokens in use)
+        self.layers = {}
 
-    def length(self, layer: int = 0) -> int:
-        """Return how many tokens a layer has stored."""
-        return self.layers[layer][2] if layer in self.layers else 0
+    def length(self):
+        """Return the number of tokens read so far."""
+        return self.layers[0][0].shape[2] if self.layers else 0
 
-    def clear(self) -> None:
-        """Forget every token."""
-        self.layers.clear()
-
-    def update(self, keys, values, layer: int = 0):
-        """Store the keys and values of new tokens; return those of all tokens.
-
-        Args:
-            keys, values: `(B, H, T, D)`, T new tokens.
-            layer: the layer that they belong to.
-
-        Returns:
-            keys and values, `(B, H, S, D)`, of all S tokens so far.
-
-        Raises:
-            ValueError: keys and values differ in shape, or batch or heads differ from
-                those stored.
-        """
-        if keys.shape != values.shape:
-            raise ValueError(
-                f"got keys {tuple(keys.shape)} and values {tuple(values.shape)}, "
-                f"expected one shape (B, H, T, D)"
-            )
-        (B, H, T, D), used = keys.shape, self.length(layer)
-        if used == 0:
-            self.layers[layer] = (keys, values, T)
-            return keys, values
-        stored_keys, stored_values, _ = self.layers[layer]
-        if stored_keys.shape[:2] != (B, H) or stored_keys.shape[3] != D:
-            raise ValueError(
-                f"got keys for a batch of {B} with {H} heads of width {D}, expected "
-                f"{tuple(stored_keys.shape)} as stored: use a new KVCache for a new "
-                f"batch or model"
-            )
-        if used + T > stored_keys.shape[2]:
-            room = keys.new_empty(B, H, used + 2 * T + 30, D)  # (B, H, room, D)
-            stored_keys = torch.cat((stored_keys[:, :, :used], room), dim=2)
-            stored_values = torch.cat((stored_values[:, :, :used], room), dim=2)
-        stored_keys[:, :, used : used + T] = keys
-        stored_values[:, :, used : used + T] = values
-        self.layers[layer] = (stored_keys, stored_values, used + T)
-        return stored_keys[:, :, : used + T], stored_values[:, :, : used + T]
-
-
-class Linear(nn.Linear):
-    """`torch.nn.Linear` that reads its weights with every core for one to four tokens.
-
-    For so few rows the CPU's matrix product runs in one thread, and the time is that
-    of reading the weights. Cut into equal blocks of rows, the same product becomes a
-    batch of small ones that the threads share.
-
-    Args:
-        in_features, out_features, bias: as in `torch.nn.Linear`.
-
-    Built in notebook 02.
-    """
-
-    def forward(self, x):
-        """Map `(..., in_features)` to `(..., out_features)`."""
-        n_out, n_in = self.weight.shape
-        rows = x.numel() // n_in
-        if rows > 4 or rows == 0 or x.device.type != "cpu" or torch.is_grad_enabled():
-            return F.linear(x, self.weight, self.bias)
-        blocks = next(n for n in range(32, 0, -1) if n_out % n == 0)
-        weight = self.weight.view(blocks, -1, n_in)
-        columns = x.reshape(rows, n_in).t().expand(blocks, -1, -1)
-        y = torch.bmm(weight, columns).reshape(n_out, rows).t()  # (rows, n_out)
-        y = y if self.bias is None else y + self.bias
-        return y.reshape(*x.shape[:-1], n_out)
+    def update(self, keys, values, layer=0):
+        """Append the keys and values of new tokens; return those of all tokens."""
+        if layer in self.layers:
+            old_keys, old_values = self.layers[layer]
+            keys = torch.cat((old_keys, keys), dim=2)
+            values = torch.cat((old_values, values), dim=2)
+        self.layers[layer] = keys, values
+        return keys, values
 
 
 class MultiHeadAttention(nn.Module):
-    """Causal self-attention in several heads, with an optional cache.
+    """Causal self-attention in several heads: `(B, T, d_in)` to `(B, T, d_out)`.
 
-    Args:
-        d_in: width of the input.
-        d_out: width of the output, all heads together.
-        context_length: the most tokens that it may see at once.
-        dropout: share of the attention weights that training sets to zero.
-        num_heads: heads; `d_out` is a multiple of it.
-        qkv_bias: whether the three projections have a bias.
-
-    Raises:
-        ValueError: a size under 1, or a `d_out` that isn't divisible by `num_heads`.
-
-    Source: Vaswani et al. 2017 (arXiv:1706.03762). Built in notebook 02.
+    Source: Vaswani et al. 2017 (arXiv:1706.03762). Notebook 02.
     """
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
         super().__init__()
-        check_whole(d_in=d_in, d_out=d_out, num_heads=num_heads)
-        check_whole(context_length=context_length)
-        if d_out % num_heads != 0:
-            raise ValueError(
-                f"got d_out={d_out} and num_heads={num_heads}, expected d_out to be "
-                f"divisible by num_heads"
-            )
         self.context_length = context_length
         self.num_heads = num_heads
         self.head_dim = d_out // num_heads
-        self.W_query = Linear(d_in, d_out, bias=qkv_bias)
-        self.W_key = Linear(d_in, d_out, bias=qkv_bias)
-        self.W_value = Linear(d_in, d_out, bias=qkv_bias)
-        self.out_proj = Linear(d_out, d_out)
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.out_proj = nn.Linear(d_out, d_out)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, cache=None, layer=0):
-        """Let each token gather from itself and the tokens before it.
-
-        Args:
-            x: `(B, T, d_in)`; with a cache, only the tokens that it doesn't hold.
-            cache: a `KVCache`, which is extended by the T tokens.
-            layer: this layer's place in the cache.
-
-        Returns:
-            `(B, T, d_out)`.
-
-        Raises:
-            ValueError: more tokens than `context_length`.
-        """
+        """Let each token gather from itself and those before it, cached ones too."""
         B, T, _ = x.shape
-        S = T + (cache.length(layer) if cache is not None else 0)
-        if S > self.context_length:
-            raise ValueError(
-                f"got a sequence of {S} tokens, expected at most context_length="
-                f"{self.context_length}: cut it, or build the model for more"
-            )
-        shape = (B, T, self.num_heads, self.head_dim)
-        queries = self.W_query(x).view(shape).transpose(1, 2)  # (B, H, T, D)
-        keys = self.W_key(x).view(shape).transpose(1, 2)  # (B, H, T, D)
-        values = self.W_value(x).view(shape).transpose(1, 2)  # (B, H, T, D)
+        heads = (B, T, self.num_heads, self.head_dim)
+        queries = self.W_query(x).view(heads).transpose(1, 2)  # (B, H, T, D)
+        keys = self.W_key(x).view(heads).transpose(1, 2)  # (B, H, T, D)
+        values = self.W_value(x).view(heads).transpose(1, 2)  # (B, H, T, D)
         if cache is not None:
             keys, values = cache.update(keys, values, layer)  # (B, H, S, D)
+        S = keys.shape[2]
         mask = None
-        if 1 < T < S:  # several new tokens after stored ones: see those before oneself
+        if 1 < T < S:  # several new tokens behind cached ones
             mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
         context = F.scaled_dot_product_attention(
             queries,
@@ -1177,7 +420,7 @@ class MultiHeadAttention(nn.Module):
             dropout_p=self.dropout.p if self.training else 0.0,
             is_causal=T == S,
         )  # (B, H, T, D)
-        return self.out_proj(context.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+        return self.out_proj(context.transpose(1, 2).reshape(B, T, -1))
 
 
 # =====================================================================================
@@ -1185,13 +428,13 @@ class MultiHeadAttention(nn.Module):
 # =====================================================================================
 
 GPT_CONFIG_124M = {
-    "vocab_size": 50257,  # entries of the tokenizer
-    "context_length": 1024,  # tokens that the model can see at once
-    "emb_dim": 768,  # width of a token's vector
-    "n_heads": 12,  # attention heads in a block
+    "vocab_size": 50257,  # V
+    "context_length": 1024,  # the largest T
+    "emb_dim": 768,  # C
+    "n_heads": 12,  # H
     "n_layers": 12,  # transformer blocks
-    "drop_rate": 0.1,  # share of values that dropout sets to zero
-    "qkv_bias": False,  # bias in the query, key and value projections
+    "drop_rate": 0.1,
+    "qkv_bias": False,
 }
 
 GPT2_CONFIGS = {
@@ -1214,49 +457,10 @@ GPT2_CONFIGS = {
 }
 
 
-def check_config(cfg: dict) -> None:
-    """Raise a ValueError that names the key if `cfg` doesn't describe a model.
-
-    Args:
-        cfg: a dictionary with the keys of `GPT_CONFIG_124M`, and perhaps
-            `tie_weights`.
-
-    Raises:
-        TypeError: something else than a dictionary.
-
-    Built in notebook 03.
-    """
-    if not isinstance(cfg, dict):
-        raise TypeError(f"got {cfg!r}, expected a dictionary like GPT_CONFIG_124M")
-    unknown = [key for key in cfg if key not in (*GPT_CONFIG_124M, "tie_weights")]
-    missing = [key for key in GPT_CONFIG_124M if key not in cfg]
-    if unknown or missing:
-        raise ValueError(
-            f"got a configuration with unknown keys {unknown} and without {missing}, "
-            f"expected {[*GPT_CONFIG_124M]} and optionally 'tie_weights'"
-        )
-    for key in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
-        if isinstance(cfg[key], bool) or not isinstance(cfg[key], int) or cfg[key] < 1:
-            raise ValueError(f"got {key}={cfg[key]!r}, expected a whole number from 1")
-    if type(cfg["drop_rate"]) not in (int, float) or not 0 <= cfg["drop_rate"] < 1:
-        raise ValueError(f"got drop_rate={cfg['drop_rate']!r}, expected 0 to under 1")
-    for key in ("qkv_bias", "tie_weights"):
-        if not isinstance(cfg.get(key, False), bool):
-            raise ValueError(f"got {key}={cfg[key]!r}, expected True or False")
-    if cfg["emb_dim"] % cfg["n_heads"] != 0:
-        raise ValueError(
-            f"got emb_dim={cfg['emb_dim']} and n_heads={cfg['n_heads']}, expected "
-            f"emb_dim to be divisible by n_heads"
-        )
-
-
 class LayerNorm(nn.Module):
-    """Bring each token's vector to mean 0 and variance 1, then scale and shift it.
+    """Bring each vector to mean 0 and variance 1, then scale and shift it.
 
-    Args:
-        emb_dim: width of the vectors.
-
-    Source: Ba et al. 2016 (arXiv:1607.06450). Built in notebook 03.
+    Source: Ba et al. 2016 (arXiv:1607.06450). Notebook 03.
     """
 
     def __init__(self, emb_dim):
@@ -1273,43 +477,34 @@ class LayerNorm(nn.Module):
 class GELU(nn.Module):
     """Gaussian error linear unit in GPT-2's approximation by tanh.
 
-    Source: Hendrycks and Gimpel 2016 (arXiv:1606.08415). Built in notebook 03.
+    Source: Hendrycks and Gimpel 2016 (arXiv:1606.08415). Notebook 03.
     """
 
     def forward(self, x):
-        """Apply it to each element of `x`."""
+        """Apply it to each element."""
         return F.gelu(x, approximate="tanh")
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them: each token's vector on its own.
-
-    Args:
-        cfg: configuration of the model; its `emb_dim` C is widened to 4 C and back.
-
-    Built in notebook 03.
-    """
+    """Two linear layers with a GELU between them, C to 4C to C. Notebook 03."""
 
     def __init__(self, cfg):
         super().__init__()
         self.layers = nn.Sequential(
-            Linear(cfg["emb_dim"], 4 * cfg["emb_dim"]),
+            nn.Linear(cfg["emb_dim"], 4 * cfg["emb_dim"]),
             GELU(),
-            Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),
+            nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),
         )
 
     def forward(self, x):
-        """Map `(B, T, C)` to `(B, T, C)`."""
+        """Map `(B, T, C)` to `(B, T, C)`, each token on its own."""
         return self.layers(x)
 
 
 class TransformerBlock(nn.Module):
     """Attention, then feed-forward, each normalised before and added to its input.
 
-    Args:
-        cfg: configuration of the model.
-
-    Source: Radford et al. 2019 (GPT-2). Built in notebook 03.
+    Source: Radford et al. 2019 (GPT-2). Notebook 03.
     """
 
     def __init__(self, cfg):
@@ -1328,27 +523,19 @@ class TransformerBlock(nn.Module):
         self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
 
     def forward(self, x, cache=None, layer=0):
-        """Map `(B, T, C)` to `(B, T, C)`; cache and layer as in MultiHeadAttention."""
+        """Map `(B, T, C)` to `(B, T, C)`."""
         x = x + self.drop_shortcut(self.att(self.norm1(x), cache, layer))
         return x + self.drop_shortcut(self.ff(self.norm2(x)))
 
 
 class GPTModel(nn.Module):
-    """A GPT-2 style language model.
+    """A GPT-2 style language model; `tie_weights` in cfg shares embedding and head.
 
-    Args:
-        cfg: a configuration such as `GPT_CONFIG_124M`; with `tie_weights` the output
-            head uses the weights of the token embedding.
-
-    Raises:
-        ValueError: a wrong configuration, by `check_config`.
-
-    Source: Radford et al. 2019 (GPT-2). Built in notebook 03.
+    Source: Radford et al. 2019 (GPT-2). Notebook 03.
     """
 
     def __init__(self, cfg):
         super().__init__()
-        check_config(cfg)
         self.cfg = dict(cfg)
         self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
         self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
@@ -1357,102 +544,40 @@ class GPTModel(nn.Module):
             *[TransformerBlock(cfg) for _ in range(cfg["n_layers"])]
         )
         self.final_norm = LayerNorm(cfg["emb_dim"])
-        self.out_head = Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
         if cfg.get("tie_weights", False):
             self.out_head.weight = self.tok_emb.weight
 
     def features(self, in_idx, cache=None):
-        """Return what the output head reads: `(B, T)` ids to `(B, T, C)` vectors.
-
-        Raises:
-            TypeError: ids that aren't a tensor.
-            ValueError: ids of another shape, type or device, or outside the
-                vocabulary; too many tokens.
-        """
-        check_ids(in_idx, self.tok_emb.weight.device)
-        T, past = in_idx.shape[1], 0 if cache is None else cache.length()
-        limit = self.cfg["context_length"]
-        if T < 1 or past + T > limit:
+        """Map ids `(B, T)`, which follow those in the cache, to vectors `(B, T, C)`."""
+        past = 0 if cache is None else cache.length()
+        end = past + in_idx.shape[1]
+        if end > self.cfg["context_length"]:
             raise ValueError(
-                f"got a sequence of {past + T} tokens, expected 1 to context_length="
-                f"{limit}: cut it, or build the model for more"
+                f"got {end} tokens for a context_length of {self.cfg['context_length']}"
+                f": cut the text, or build the model for more"
             )
-        low, high = in_idx.aminmax()
-        if low < 0 or high >= self.cfg["vocab_size"]:
-            raise ValueError(
-                f"got token ids from {low} to {high}, expected 0 to "
-                f"{self.cfg['vocab_size'] - 1}: was the text encoded for this model?"
-            )
-        positions = torch.arange(past, past + T, device=in_idx.device)  # (T)
+        positions = torch.arange(past, end, device=in_idx.device)  # (T)
         x = self.drop_emb(self.tok_emb(in_idx) + self.pos_emb(positions))  # (B, T, C)
         for layer, block in enumerate(self.trf_blocks):
             x = block(x, cache, layer)
         return self.final_norm(x)
 
     def forward(self, in_idx, cache=None):
-        """Return the scores of every possible next token.
-
-        Args:
-            in_idx: `(B, T)` ids; with a cache, only those that it doesn't hold.
-            cache: a `KVCache`, which is extended by the T tokens.
-
-        Returns:
-            Logits, `(B, T, V)`.
-
-        Raises:
-            TypeError, ValueError: as `features`.
-        """
+        """Map ids `(B, T)` to logits `(B, T, V)` of the token that comes next."""
         return self.out_head(self.features(in_idx, cache))
-
-
-def next_token_logits(model, idx, context_size, cache):
-    """Return the logits of the token after `idx`, feeding only what the cache lacks.
-
-    Beyond `context_size` tokens every position moves by one with each step, and the
-    stored keys with it: the cache is emptied and the last window read again.
-
-    Args:
-        model: a `GPTModel`.
-        idx: `(B, T)` ids of the whole sequence so far.
-        context_size: the most tokens that the model is shown.
-        cache: a `KVCache` that holds the beginning of `idx`, or nothing.
-
-    Returns:
-        `(B, V)`.
-
-    Built in notebook 03.
-    """
-    if idx.shape[1] > context_size:
-        cache.clear()
-        idx = idx[:, -context_size:]
-    new = model.features(idx[:, cache.length() :], cache)  # (B, new, C)
-    return model.out_head(new[:, -1])
 
 
 @torch.no_grad()
 def generate_text_simple(model, idx, max_new_tokens, context_size):
-    """Append the most probable token, again and again.
-
-    Args:
-        model: a `GPTModel`; call `model.eval()` first.
-        idx: `(B, T)` ids of the prompts.
-        max_new_tokens: tokens to append.
-        context_size: the most tokens that the model is shown.
-
-    Returns:
-        `(B, T + max_new_tokens)` ids.
-
-    Raises:
-        TypeError, ValueError: ids that the model can't take, or a wrong number.
-
-    Built in notebook 03.
-    """
-    check_ids(idx)
-    check_whole(0, max_new_tokens=max_new_tokens)
-    check_whole(context_size=context_size)
+    """Append the most probable token to ids `(B, T)`, again and again. Notebook 03."""
     cache = KVCache()
     for _ in range(max_new_tokens):
-        logits = next_token_logits(model, idx, context_size, cache)  # (B, V)
+        window = idx[:, -context_size:]
+        if idx.shape[1] > context_size:
+            cache = KVCache()  # every position has moved by one: read the window again
+        new = model.features(window[:, cache.length() :], cache)  # (B, new, C)
+        logits = model.out_head(new[:, -1])  # (B, V)
         idx = torch.cat((idx, logits.argmax(dim=-1, keepdim=True)), dim=1)
     return idx
 
@@ -2451,7 +1576,7 @@ def check_writable(model, tokenizer, dtype):
             "embedding: OpenAI's format has no place for a head; use save_checkpoint"
         )
     n_vocab = getattr(tokenizer, "n_vocab", None)
-    if n_vocab != model.cfg["vocab_size"] or not hasattr(tokenizer, "save"):
+    if n_vocab != model.cfg["vocab_size"] or not isinstance(tokenizer, BPETokenizer):
         raise ValueError(
             f"got a tokenizer with {n_vocab} entries, expected a BPETokenizer with "
             f"the {model.cfg['vocab_size']} of the model"
@@ -2508,7 +1633,7 @@ def write_gpt2_checkpoint(folder, model, tokenizer, dtype="float32"):
     hparams = {theirs: model.cfg[ours] for theirs, ours in HPARAMS.items()}
     temporary = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.tmp")
     try:
-        tokenizer.save(temporary)
+        write_bpe_files(temporary, tokenizer)
         text = json.dumps(hparams, indent=2) + "\n"
         (temporary / "hparams.json").write_bytes(text.encode("utf-8"))
         (temporary / "checkpoint").write_bytes(GPT2_STATE)
@@ -2741,7 +1866,7 @@ def load_gpt2(size_or_folder):
             f"hparams.json in {folder.name} is of another model: got {config}, "
             f"expected {GPT2_CONFIGS[size_or_folder]}. Delete the folder and load again"
         )
-    tokenizer = get_tokenizer(str(folder))
+    tokenizer = to_tiktoken(read_bpe_files(folder), folder.name)
     if tokenizer.n_vocab != config["vocab_size"]:
         raise ValueError(
             f"encoder.json in {folder.name} has {tokenizer.n_vocab} entries, expected "
@@ -4620,3 +3745,379 @@ def chat_panel(chat):
     new.on_click(begin)
     box.on_msg(lambda _, event, __: event.get("event") == "submit" and answer())
     return widgets.VBox([log, widgets.HBox([box, send, new])])
+
+
+# =====================================================================================
+# From the first edition: what chapters 4 to 7 need until they are rewritten, and then
+# goes. Chapters 1 to 3 use none of it.
+# =====================================================================================
+
+
+def check_whole(least: int = 1, **numbers) -> None:
+    """Raise a ValueError that names the first argument that isn't a whole number.
+
+    Args:
+        least: the smallest number that will do.
+        numbers: the arguments by name, as in `check_whole(num_epochs=num_epochs)`.
+    """
+    for name, value in numbers.items():
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or value < least:
+            raise ValueError(
+                f"got {name}={value!r}, expected a whole number from {least}"
+            )
+
+
+def check_number(zero: bool = True, **values) -> None:
+    """Raise a ValueError that names the argument if one isn't a number above 0.
+
+    Args:
+        zero: whether 0 itself is allowed.
+        values: the arguments, by name.
+    """
+    for name, value in values.items():
+        is_number = isinstance(value, (int, float, np.number))
+        if not is_number or not (value > 0 or (zero and value == 0)):
+            limit = "from 0" if zero else "above 0"
+            raise ValueError(f"got {name}={value!r}, expected a number {limit}")
+
+
+def check_text(text) -> str:
+    """Return `text`; a TypeError if it isn't a string.
+
+    Half of a surrogate pair isn't a character, and UTF-8 has no bytes for it; it
+    becomes U+FFFD, as in tiktoken.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"got {type(text).__name__} as a text, expected a string")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def check_ids(ids, device=None) -> None:
+    """Raise an error that says what to do if `ids` isn't a batch of token ids.
+
+    Args:
+        ids: what should be a tensor of whole numbers, `(B, T)` with B from 1.
+        device: where it should be; anywhere by default.
+    """
+    if not isinstance(ids, torch.Tensor):
+        raise TypeError(
+            f"got {type(ids).__name__} as token ids, expected a tensor (B, T): "
+            f"torch.tensor([ids]) makes one of a list"
+        )
+    whole = ids.dtype in (torch.int64, torch.int32)
+    if ids.dim() != 2 or len(ids) < 1 or not whole:
+        raise ValueError(
+            f"got token ids of shape {tuple(ids.shape)} and {ids.dtype}, expected "
+            f"(B, T) and torch.int64: ids.unsqueeze(0) makes a batch of one row"
+        )
+    if device is not None and ids.device != device:
+        raise ValueError(
+            f"got token ids on {ids.device}, expected {device}, where the model is: "
+            f"move one of the two with .to(device)"
+        )
+
+
+def check_optimizer(optimizer, model) -> None:
+    """Raise a ValueError if no parameter of the model would be moved."""
+    learning = {p for p in model.parameters() if p.requires_grad}
+    if not any(p in learning for g in optimizer.param_groups for p in g["params"]):
+        raise ValueError(
+            "the optimizer holds no parameter of this model that learns: make it anew "
+            "from model.parameters(), and set requires_grad where to learn"
+        )
+
+
+def check_config(cfg: dict) -> None:
+    """Raise a ValueError that names the key if `cfg` doesn't describe a model.
+
+    Args:
+        cfg: a dictionary with the keys of `GPT_CONFIG_124M`, and perhaps
+            `tie_weights`.
+
+    Raises:
+        TypeError: something else than a dictionary.
+
+    Built in notebook 03.
+    """
+    if not isinstance(cfg, dict):
+        raise TypeError(f"got {cfg!r}, expected a dictionary like GPT_CONFIG_124M")
+    unknown = [key for key in cfg if key not in (*GPT_CONFIG_124M, "tie_weights")]
+    missing = [key for key in GPT_CONFIG_124M if key not in cfg]
+    if unknown or missing:
+        raise ValueError(
+            f"got a configuration with unknown keys {unknown} and without {missing}, "
+            f"expected {[*GPT_CONFIG_124M]} and optionally 'tie_weights'"
+        )
+    for key in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
+        if isinstance(cfg[key], bool) or not isinstance(cfg[key], int) or cfg[key] < 1:
+            raise ValueError(f"got {key}={cfg[key]!r}, expected a whole number from 1")
+    if type(cfg["drop_rate"]) not in (int, float) or not 0 <= cfg["drop_rate"] < 1:
+        raise ValueError(f"got drop_rate={cfg['drop_rate']!r}, expected 0 to under 1")
+    for key in ("qkv_bias", "tie_weights"):
+        if not isinstance(cfg.get(key, False), bool):
+            raise ValueError(f"got {key}={cfg[key]!r}, expected True or False")
+    if cfg["emb_dim"] % cfg["n_heads"] != 0:
+        raise ValueError(
+            f"got emb_dim={cfg['emb_dim']} and n_heads={cfg['n_heads']}, expected "
+            f"emb_dim to be divisible by n_heads"
+        )
+
+
+def loader_generators(*loaders) -> list:
+    """Return the random generators that some loaders were given, each of them once.
+
+    A `DataLoader` may have one of its own, and so may its sampler; without any, it
+    draws from PyTorch's.
+    """
+    parts = list(loaders)
+    for part in parts:  # the list grows: a loader, its samplers, theirs
+        inner = (getattr(part, name, None) for name in ("batch_sampler", "sampler"))
+        parts += [one for one in inner if one is not None]
+    found = (getattr(part, "generator", None) for part in parts)
+    return list(dict.fromkeys(g for g in found if isinstance(g, torch.Generator)))
+
+
+class DataFile(NamedTuple):
+    """A public file: addresses in order, size in bytes, SHA-256, stand-in, member.
+
+    Size and SHA-256 are None where they aren't known. `sample` names the file in
+    `data/` that takes its place where it can't be had; `member` the one file wanted
+    out of it, where it is a zip archive.
+    """
+
+    urls: tuple[str, ...]
+    size: int | None
+    sha256: str | None
+    sample: str | None = None
+    member: str | None = None
+
+
+def _sources(file: DataFile, inside: str = "") -> list:
+    """Return a function for each source of `file`, in order: it gives a path or None.
+
+    `inside` is its folder, such as `"gpt2/124M"`, in `data/downloads/` and the mirror.
+    """
+    name = file.urls[0].rsplit("/", 1)[1]
+    here = DOWNLOADS / inside / name
+    mirror, paths, urls = os.environ.get("COURSE_MIRROR", ""), [here], file.urls
+    if mirror.startswith(("http://", "https://")):
+        parts = (mirror.rstrip("/"), inside, name)
+        urls = ("/".join(part for part in parts if part), *urls)
+    elif mirror:
+        paths.append(Path(mirror) / inside / name)
+    return [partial(_find, path, file) for path in paths] + [
+        partial(_download, url, here, file) for url in urls
+    ]
+
+
+_said = set()
+
+
+def _say_once(line: str) -> None:
+    """Print `line` the first time that this process has to say it."""
+    if line not in _said:
+        _said.add(line)
+        print(line)
+
+
+def _fault(path: Path, file: DataFile) -> str | None:
+    """Say what is wrong with the file at `path`; None if it is `file` to the byte."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(512).lower()
+    is_page = b"<html" in head or b"<!doctype html" in head
+    if size != (file.size or size) or size == 0 or (is_page and file.size is None):
+        kind = "an HTML page of " if is_page else ""
+        wanted = f"{file.size:,}" if file.size else "a file of data"
+        return f"got {kind}{size:,} bytes, expected {wanted}"
+    digest = pooch.file_hash(str(path)) if file.sha256 else None
+    if digest != file.sha256:
+        return f"got SHA-256 {digest[:12]}..., expected {file.sha256[:12]}..."
+    return None
+
+
+def _find(path: Path, file: DataFile) -> Path | None:
+    """Return `path` if it holds `file`; a broken copy in data/downloads is removed."""
+    if not path.is_file():
+        return None
+    fault = _fault(path, file)
+    if fault is None:
+        return path
+    _say_once(f"{path.name} in {path.parent.name}/: {fault}; trying the next source.")
+    if path.is_relative_to(DOWNLOADS):
+        path.unlink(missing_ok=True)
+    return None
+
+
+def _download(url: str, path: Path, file: DataFile) -> Path | None:
+    """Download `url` to `path`, whole or not at all; None if that failed.
+
+    Raises:
+        OSError: the disk is full, so that no other address would help.
+    """
+
+    def get(url, output_file, registry):
+        pooch.HTTPDownloader(progressbar=True, timeout=(5, 10))(
+            url, output_file, registry
+        )
+        fault = _fault(Path(output_file), file)
+        if fault is not None:
+            raise ValueError(fault)
+        os.chmod(output_file, 0o644)  # not for this user alone, as pooch makes it
+
+    _remove_left(path.parent, "tmp????????")  # pooch's own, where a kill left one
+    pooch.get_logger().setLevel("WARNING")
+    store = pooch.create(
+        path.parent,
+        base_url="",
+        registry={path.name: f"sha256:{file.sha256}" if file.sha256 else None},
+        urls={path.name: url},
+        retry_if_failed=1,
+    )
+    try:
+        return Path(store.fetch(path.name, downloader=get))
+    except (OSError, ValueError) as error:  # requests' own errors are OSErrors
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
+        _say_once(f"{path.name} from {url}: {reason}; trying the next source.")
+        return None
+
+
+def _remove_left(folder: Path, pattern: str) -> None:
+    """Remove temporary files that killed processes left: an hour without growing."""
+    for left in folder.glob(pattern):
+        with suppress(OSError):  # another process was quicker
+            if time.time() - left.stat().st_mtime > 3600:
+                left.unlink()
+
+
+@contextmanager
+def atomic_write(path: Path | str):
+    """Give a temporary path that takes the name `path` only once it is written whole.
+
+    `with atomic_write(path) as temporary:` write to `temporary` in the block. On an
+    error, a full disk or a kill, what stood at `path` stays as it was. A kill leaves
+    the temporary file: one that hasn't grown for an hour, so that nobody can still be
+    writing it, is removed the next time.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(path.parent, f".{glob.escape(path.name)}.????????.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def bytes_to_unicode() -> dict[int, str]:
+    """Return the printable character that GPT-2's files write for each byte.
+
+    Bytes that print keep their own character; the other 68 get the characters from
+    code point 256 on, in order. GPT-2 also numbers its first 256 tokens in the order
+    of this dictionary.
+
+    Returns:
+        256 entries from byte to character.
+
+    Source: OpenAI's GPT-2 release, `encoder.py`. Built in notebook 01.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    table = {byte: chr(byte) for byte in printable}
+    return table | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+
+
+def to_tiktoken(tokenizer, name="course"):
+    """Return the `tiktoken.Encoding` with the tokens and ids of a BPETokenizer."""
+    return tiktoken.Encoding(
+        name,
+        pat_str=GPT2_PATTERN,
+        mergeable_ranks=tokenizer.ranks,
+        special_tokens=tokenizer.special_tokens,
+    )
+
+
+def last_merge(token, ranks):
+    """Return the two tokens that training joined to a token."""
+    parts = [bytes([b]) for b in token]
+    while len(parts) > 2:
+        pairs = [ranks.get(a + b, math.inf) for a, b in pairwise(parts)]
+        i = pairs.index(min(pairs))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def write_bpe_files(folder, tokenizer):
+    """Write a BPETokenizer as `vocab.bpe` and `encoder.json` of a GPT-2 folder."""
+    table, ranks = bytes_to_unicode(), tokenizer.ranks
+    text_of = {token: "".join(table[byte] for byte in token) for token in ranks}
+    merges = [last_merge(t, ranks) for t in sorted(ranks, key=ranks.get) if len(t) > 1]
+    lines = [f"{text_of[a]} {text_of[b]}\n" for a, b in merges]
+    vocab = {text_of[token]: i for token, i in ranks.items()}
+    contents = {
+        "vocab.bpe": "#version: 0.2\n" + "".join(lines),
+        "encoder.json": json.dumps(vocab | tokenizer.special_tokens),
+    }
+    for name, content in contents.items():
+        with atomic_write(Path(folder) / name) as temporary:
+            temporary.write_text(content, encoding="utf-8", newline="\n")
+
+
+def read_bpe_files(folder):
+    """Return the BPETokenizer of `vocab.bpe` and `encoder.json` in a GPT-2 folder."""
+    folder, byte_of = Path(folder), {c: byte for byte, c in bytes_to_unicode().items()}
+    missing = [n for n in ("vocab.bpe", "encoder.json") if not (folder / n).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder} lacks {missing}, expected both files there")
+    try:
+        lines = (folder / "vocab.bpe").read_text(encoding="utf-8").rstrip("\n")
+        merges = [tuple(line.split()) for line in lines.split("\n")[1:]]
+        vocab = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+        tokens = sorted(vocab, key=vocab.get)
+        n = 256 + len(merges)
+        ranks = {bytes(byte_of[c] for c in t): vocab[t] for t in tokens[:n]}
+        in_order = [vocab[a + b] for a, b in merges] == list(range(256, n))
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{folder}: a damaged vocab.bpe or encoder.json") from error
+    same_ids = sorted(vocab.values()) == list(range(len(vocab)))
+    cut_short = any(  # the first special token is two tokens: its merge is missing
+        {token[:i], token[i:]} <= vocab.keys()
+        for token in tokens[n : n + 1]
+        for i in range(1, len(token))
+    )
+    if not same_ids or cut_short or not in_order:
+        raise ValueError(
+            f"{folder}: the {len(merges):,} merges of vocab.bpe don't give the "
+            f"{len(vocab):,} ids of encoder.json: take both files from one model"
+        )
+    return BPETokenizer(ranks, tokens[n:])
+
+
+def next_token_logits(model, idx, context_size, cache):
+    """Return the logits of the token after `idx`, feeding only what the cache lacks.
+
+    Beyond `context_size` tokens every position moves by one with each step, and the
+    stored keys with it: the cache is emptied and the last window read again.
+
+    Args:
+        model: a `GPTModel`.
+        idx: `(B, T)` ids of the whole sequence so far.
+        context_size: the most tokens that the model is shown.
+        cache: a `KVCache` that holds the beginning of `idx`, or nothing.
+
+    Returns:
+        `(B, V)`.
+
+    Built in notebook 03.
+    """
+    if idx.shape[1] > context_size:
+        cache.layers.clear()
+        idx = idx[:, -context_size:]
+    new = model.features(idx[:, cache.length() :], cache)  # (B, new, C)
+    return model.out_head(new[:, -1])
