@@ -1,0 +1,308 @@
+"""Checks of the exercises in chapters 1 to 3: each prints a hint, or that it is solved.
+
+Notebooks and solutions call them, as in `checks.exercise_1_1(answer)`.
+"""
+
+import sys
+from functools import wraps
+from itertools import pairwise, product
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+import helpers
+
+TINY = {"vocab_size": 100, "context_length": 32, "emb_dim": 32, "n_heads": 4}
+TINY |= {"n_layers": 3, "drop_rate": 0.0, "qkv_bias": False}
+
+
+def exercise(number):
+    """Make a function of asserts print its first failing hint, or "is solved."."""
+
+    def decorate(check):
+        @wraps(check)
+        def run(answer):
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(123)
+                    check(answer)
+                print(f"Exercise {number} is solved.")
+            except (AssertionError, NotImplementedError) as hint:
+                print(f"Exercise {number}: {hint}")
+
+        return run
+
+    return decorate
+
+
+def close(a, b, tolerance=1e-4):
+    """Say whether `a` is a tensor with the shape and, nearly, the values of `b`."""
+    return (
+        torch.is_tensor(a)
+        and a.shape == b.shape
+        and torch.allclose(a, b, atol=tolerance)
+    )
+
+
+@exercise("1.1")
+def exercise_1_1(answer):
+    assert answer is not None, "write a list of five byte strings into `answer`"
+    assert isinstance(answer, list) and all(isinstance(t, bytes) for t in answer), (
+        "a list of bytes is wanted, such as [b'ea', b'tea']"
+    )
+    assert len(answer) == 5, f"{len(answer)} tokens are in your list, five are wanted"
+    counts = {"stone": 6, "tone": 3, "one": 2, "note": 4}
+    tokens = list(helpers.train_bpe(counts, 261))[256:]
+    for place, (mine, right) in enumerate(zip(answer, tokens, strict=True), 1):
+        assert mine == right, (
+            f"token {place} is another one: count a pair as often as its words occur, "
+            f"and of equal counts take the pair that is larger in alphabetical order"
+        )
+
+
+@exercise("1.2")
+def exercise_1_2(count_batches):
+    for n, length, stride, size, drop in product(
+        (9, 20, 33), (1, 4, 8), (1, 3, 4), (1, 2, 5), (True, False)
+    ):
+        windows = helpers.GPTDatasetV1("a" * n, helpers.BPETokenizer(), length, stride)
+        batches = torch.utils.data.BatchSampler(range(len(windows)), size, drop)
+        assert count_batches(n, length, stride, size, drop) == len(batches), (
+            f"{n} tokens with max_length={length}, stride={stride}, batch_size={size}, "
+            f"drop_last={drop}: draw this case and count again"
+        )
+
+
+@exercise("1.3")
+def exercise_1_3(decode_stream):
+    text = "naïve, 海 and 🌊, 한국어"
+    trained = helpers.BPETokenizer.train(text, 275)
+    odd = helpers.BPETokenizer(trained.ranks | {b"\xb7\xe6": 275})
+    for tokenizer in (trained, odd):
+        read, arrived, shown = [], b"", ""
+        ids = tokenizer.encode(text + "ça va? 海海🌋")
+        stream = decode_stream((read.append(i) or i for i in ids), tokenizer)
+        assert hasattr(stream, "__next__"), "a generator is wanted: use `yield`"
+        for n, i in enumerate(ids, 1):
+            arrived, new = arrived + tokenizer.tokens[i], next(stream, None)
+            assert isinstance(new, str), "yield a string for each id, even if empty"
+            assert len(read) == n, "yield before you read the next id"
+            shown += new
+            assert "\ufffd" not in shown, "keep the bytes of an unfinished character"
+            assert shown == arrived.decode("utf-8", "ignore"), (
+                "a character is missing: yield it as soon as its last byte is there"
+            )
+
+
+@exercise("1.4")
+def exercise_1_4(encode_shortest):
+    for trial in range(40):
+        letters = bytes(torch.randint(97, 99, (60,)).tolist())
+        ranks = {bytes([b]): b for b in range(256)}
+        for n in range(10):
+            ranks.setdefault(letters[4 * n : 4 * n + 2 + n % 3], len(ranks))
+        token_of = {i: token for token, i in ranks.items()}
+        piece = letters[40 : 42 + trial % 8]
+        found = encode_shortest(piece, ranks)
+        assert isinstance(found, list) and {*found} <= {*token_of}, (
+            "a list of ids, please"
+        )
+        assert b"".join(token_of[i] for i in found) == piece, "these are other bytes"
+        fewest = len(piece)
+        for cut in product((False, True), repeat=len(piece) - 1):
+            ends = [0, *(i for i, here in enumerate(cut, 1) if here), len(piece)]
+            if all(piece[a:b] in ranks for a, b in pairwise(ends)):
+                fewest = min(fewest, len(ends) - 1)
+        assert len(found) == fewest, f"{piece} can be made of {fewest} tokens"
+
+
+@exercise("1.5")
+def exercise_1_5(trigram_weights):
+    ids, counts = [1, 2, 3, 1, 2, 4, 1, 2, 4, 0, 2, 1], torch.eye(5)
+    weights = trigram_weights(ids, counts, 1, 2)
+    assert torch.is_tensor(weights) and weights.shape == (5,), "weights (V,) are wanted"
+    shares = weights / weights.sum()
+    assert close(shares, torch.tensor([0, 0, 0, 1 / 3, 2 / 3]), 1e-3), (
+        "in 1 2 3 1 2 4 1 2 4 the pair 1 2 is followed by 3 once and by 4 twice"
+    )
+    assert close(trigram_weights(ids, counts, 3, 3), counts[3]), (
+        "nothing follows a pair that never occurs: use the bigram's row of `last`"
+    )
+    assert close(trigram_weights(ids, counts, 2, 1), counts[1]), (
+        "the pair that ends the text has nothing after it"
+    )
+
+
+@exercise("2.1")
+def exercise_2_1(equal_scores):
+    for shape in ((1, 1, 3, 2), (2, 3, 7, 4), (3, 1, 1, 5)):
+        values = torch.randn(shape)
+        out = equal_scores(values)
+        assert torch.is_tensor(out) and out.shape == shape, (
+            f"for values of shape {shape} the result should have the same shape"
+        )
+        assert close(out[:, :, 0], values[:, :, 0]), "the first token sees only itself"
+        zeros = torch.zeros(shape)
+        right = F.scaled_dot_product_attention(zeros, zeros, values, is_causal=True)
+        assert close(out, right), "the second token sees two tokens, equally"
+
+
+@exercise("2.2")
+def exercise_2_2(windowed_attention):
+    for n, window in ((6, 1), (6, 3), (11, 5), (7, 7), (5, 20)):
+        q, k, v = torch.randn(3, 2, 2, n, 4)
+        out = windowed_attention(q, k, v, window)
+        assert torch.is_tensor(out) and out.shape == v.shape, "the shape of v is wanted"
+        ends = [x[:, :, -window:] for x in (q, k, v)]
+        last = F.scaled_dot_product_attention(*ends, is_causal=True)[:, :, -1]
+        assert close(out[:, :, -1], last), (
+            f"the last of {n} tokens should see the last {window}, no more and no less"
+        )
+        k[:, :, 2], v[:, :, 2] = 5.0, 5.0  # who notices?
+        moved = (windowed_attention(q, k, v, window) - out).abs().amax(dim=(0, 1, 3))
+        seen = (moved > 1e-5).nonzero().flatten().tolist()
+        assert seen == [*range(2, min(n, 2 + window))], (
+            f"with a window of {window}, token 2 is seen by the wrong tokens"
+        )
+
+
+@exercise("2.3")
+def exercise_2_3(grouped_attention):
+    for heads, groups in ((4, 4), (6, 1), (6, 2), (12, 3)):
+        q = torch.randn(2, heads, 5, 4)
+        k, v = torch.randn(2, 2, groups, 5, 4)
+        out = grouped_attention(q, k, v)
+        assert torch.is_tensor(out) and out.shape == q.shape, "the shape of q is wanted"
+        for h in range(heads):
+            g = h * groups // heads
+            pair = k[:, g : g + 1], v[:, g : g + 1]
+            alone = F.scaled_dot_product_attention(
+                q[:, h : h + 1], *pair, is_causal=True
+            )
+            assert close(out[:, h : h + 1], alone), (
+                f"H = {heads}, G = {groups}: head {h} should use keys and values {g}, "
+                f"and look back only"
+            )
+
+
+@exercise("2.4")
+def exercise_2_4(attend_in_blocks):
+    def hand_out(keys, values, size):
+        for block in zip(keys.split(size), values.split(size), strict=True):
+            block = [part.clone() for part in block]
+            yield tuple(block)
+            block[0].fill_(torch.nan), block[1].fill_(torch.nan)
+
+    for scale, size in ((1, 40), (1, 7), (300, 1), (300, 16)):
+        query, keys, values = torch.randn(8), *torch.randn(2, 40, 8)
+        out = attend_in_blocks(scale * query, hand_out(keys, values, size))
+        assert torch.is_tensor(out) and out.shape == (8,), "the result has D numbers"
+        assert not out.isnan().any(), "NaN: a block was kept, or an exp overflowed"
+        weights = torch.softmax(keys @ (scale * query) / 8**0.5, dim=0)
+        assert close(out, weights @ values, 1e-3), "rescale both the sum and the mix"
+
+
+@exercise("2.5")
+def exercise_2_5(answer):
+    assert answer is not None, "write a dictionary {width: accuracy} into `answer`"
+    assert isinstance(answer, dict) and {1, 16} <= {*answer}, (
+        "the widths 1 and 16 should be among those that you tried"
+    )
+    assert all(0 <= share <= 1 for share in answer.values()), "accuracies from 0 to 1"
+    assert answer[16] > 0.9, "16 dimensions are enough: train for longer"
+    assert answer[1] < 0.6, "with one dimension it can't work: is it the width you set?"
+
+
+@exercise("3.1")
+def exercise_3_1(n_parameters):
+    variants = [*helpers.GPT2_CONFIGS.values(), helpers.GPT_CONFIG_124M]
+    for wide, heads, layers in ((6, 2, 1), (10, 5, 3), (24, 3, 2), (7, 1, 5)):
+        cfg = TINY | {"emb_dim": wide, "n_heads": heads, "n_layers": layers}
+        variants.append(cfg | {"qkv_bias": wide > 8, "tie_weights": layers > 2})
+    for cfg in variants:
+        with torch.device("meta"):
+            exact = sum(p.numel() for p in helpers.GPTModel(cfg).parameters())
+        found = n_parameters(cfg)
+        assert found == exact, f"{cfg} has {exact:,} parameters, not {found:,}"
+
+
+@torch.no_grad()
+def change(model, letter):
+    """Make one of the seven changes of exercise 3.2 to a model."""
+    for att in (block.att for block in model.trf_blocks):
+        if letter == "a":
+            att.W_query.weight *= 3
+            att.W_key.weight /= 3
+        if letter == "b":
+            att.W_key.bias = nn.Parameter(torch.randn(32).double())
+        if letter == "c":
+            att.W_value.bias = nn.Parameter(torch.randn(32).double())
+    if letter == "d":
+        model.tok_emb.weight += 5
+    if letter == "e":
+        model.tok_emb.weight *= 2
+        model.pos_emb.weight *= 2
+    if letter == "f":
+        model.out_head.weight += torch.randn(32).double()
+    if letter == "g":
+        model.final_norm.scale *= 2
+
+
+@exercise("3.2")
+def exercise_3_2(answer):
+    assert isinstance(answer, str), "write a string of letters into `answer`"
+    assert {*answer} <= {*"abcdefg"}, "only the letters a to g name changes"
+    ids = torch.randint(0, 100, (4, 8))
+    weights = helpers.GPTModel(TINY).double().state_dict()
+    before = None
+    for letter in ("", *"abcdefg"):
+        model = helpers.GPTModel(TINY).double().eval()
+        model.load_state_dict(weights)
+        change(model, letter)
+        after = model(ids).softmax(dim=-1).detach()
+        before = after if before is None else before
+        same = (after - before).abs().max() < 1e-9
+        assert letter == "" or same == (letter in answer), (
+            f"think again about {letter}: what comes after it, a softmax or a "
+            f"normalisation, and what goes past these?"
+        )
+
+
+@exercise("3.3")
+def exercise_3_3(fold_norm):
+    for n_in, n_out, bias in ((8, 5, True), (16, 16, False), (3, 24, True)):
+        norm, linear = helpers.LayerNorm(n_in), nn.Linear(n_in, n_out, bias=bias)
+        norm.scale.data, norm.shift.data = torch.randn(2, n_in)
+        x = 4 * torch.randn(6, 7, n_in) - 1
+        with torch.no_grad():
+            both = linear(norm(x))
+            folded = fold_norm(norm, linear)
+            assert isinstance(folded, nn.Linear), "an nn.Linear is wanted"
+            assert close(linear(norm(x)), both), "leave the layers given as they are"
+            assert folded.weight.shape == (n_out, n_in), "it should map n_in to n_out"
+            assert close(folded(F.layer_norm(x, (n_in,))), both, 1e-3), (
+                "`scale` belongs to the columns of W, and `shift` goes through W"
+            )
+
+
+@exercise("3.4")
+def exercise_3_4(check_draft):
+    model, passes = helpers.GPTModel(TINY).eval(), []
+    model.tok_emb.register_forward_hook(lambda *_: passes.append(1))
+    for trial in range(20):
+        n, wrong = 1 + trial % 7, trial % 9  # prompt; right tokens before a mistake
+        idx = torch.randint(0, 100, (1, n))
+        right = helpers.generate_text_simple(model, idx, 9, context_size=32)
+        draft = right[:, n:].clone()
+        draft[0, wrong] = (draft[0, wrong] + 1 + trial) % 100
+        passes.clear()
+        out = check_draft(model, idx, draft[:, :8])
+        assert torch.is_tensor(out), "return the longer sequence of ids"
+        assert len(passes) == 1, f"{len(passes)} passes through the model; 1 will do"
+        assert out.tolist() == right[:, : n + wrong + 1].tolist(), (
+            f"{wrong} right tokens before the first mistake should give {wrong + 1}"
+        )
