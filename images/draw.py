@@ -3,8 +3,9 @@
 python images/draw.py          rewrites all figures
 python images/draw.py NAME     rewrites one, such as causal-mask
 
-A figure is a function that returns a Sheet; its docstring becomes the description
-in the file. Numbers that a notebook prints are computed here in the same way.
+A figure is a function that draws on a Sheet, in the order of the chapters; its
+docstring becomes the description in the file. Numbers that a notebook prints are
+computed here in the same way.
 """
 
 import math
@@ -56,9 +57,10 @@ class Box(NamedTuple):
 class Sheet(draw.Drawing):
     """A light sheet of the common width, with the shapes that figures are made of."""
 
-    def __init__(self, title, height):
+    def __init__(self, title, height, description):
         super().__init__(WIDTH, height, role="img", font_family=SANS)
         self.append(draw.Title(title))
+        self.append(draw.Raw(f"<desc>{escape(' '.join(description.split()))}</desc>"))
         self.rect(0.5, 0.5, WIDTH - 1, height - 1, PAPER, "#e6e3da", r=10, width=1)
 
     def add(self, shape):
@@ -70,7 +72,7 @@ class Sheet(draw.Drawing):
     def text(self, *labels, size=14, fill=INK, at="middle", **style):
         """Write labels (x, y, body), the first line centred on the height y."""
         for x, y, body in labels:
-            for i, line in enumerate(str(body).split("\n")):
+            for i, line in enumerate(str(body).splitlines()):
                 where = {"x": x, "y": y + 18 * i + 0.35 * size, "text_anchor": at}
                 self.add(draw.Text(line, size, fill=fill, **where, **style))
 
@@ -143,6 +145,19 @@ class Sheet(draw.Drawing):
         self.note(((x0 + x1) / 2, y + 22, label))
 
 
+FIGURES = {}
+
+
+def figure(title, height):
+    """Enter a function that draws on a sheet of this height into FIGURES."""
+
+    def enter(function):
+        FIGURES[function.__name__.replace("_", "-")] = title, height, function
+        return function
+
+    return enter
+
+
 STAGES = (
     ("Tokenizer", "text → ids"),
     ("Attention", "tokens look\nat tokens"),
@@ -156,12 +171,11 @@ STAGES = (
 GROUPS = ("Build", 1, 3), ("Train", 4, 5), ("Use", 6, 8)
 
 
-def roadmap(current=None):
+@figure("Road map: eight stages", 192)
+def roadmap(d, current=None):
     """Build: tokenizer, attention, architecture. Train: pretraining, weight loading.
     Use: spam filter, assistant, learning from rewards. The current stage, if there is
     one, is filled, and the finished stages before it carry a tick."""
-    stage = f", stage {current} of 8" if current else ": eight stages"
-    d = Sheet(f"Road map{stage}", 192)
     for name, first, last in GROUPS:
         left, right = 99 * first - 83, 99 * last + 12
         d.bold(((left + right) / 2, 22, name), size=15)
@@ -177,7 +191,11 @@ def roadmap(current=None):
             d.line((mid + 3, 75), (mid + 8, 80), (mid + 17, 69), color=GREEN, width=2.5)
         d.bold((mid, 109 - 9 * name.count("\n"), name), fill=ink, size=12.5)
         d.note((mid, 153, result), fill=INK if here else GREY)
-    return d
+
+
+for i in (1, 4, 5, 6, 7):
+    title = f"Road map, stage {i} of 8"
+    FIGURES[f"roadmap-{i}"] = title, 192, partial(roadmap, current=i)
 
 
 @cache
@@ -191,11 +209,11 @@ def gpt2_tokens(text):
     return ids, [tokenizer.decode([i]).replace(" ", "·") for i in ids]
 
 
-def text_to_windows():
+@figure("From a sentence to windows of inputs and targets", 478)
+def text_to_windows(d):
     """A sentence of nine tokens with GPT-2's ids, and three windows. The windows of
     max_length = 4 inputs start at positions 0, 2 and 4, as stride = 2. The target of
     each input is the id that follows it: targets are inputs moved on by one."""
-    d = Sheet("From a sentence to windows of inputs and targets", 478)
     ids, tokens = gpt2_tokens("The lamp burned low until the morning came.")
     x0, w, max_length, stride = 104, 77, 4, 2
     x1, middle = x0 + w * max_length, x0 + w * len(ids) / 2
@@ -207,8 +225,7 @@ def text_to_windows():
     d.cells(x0, 96, ids, PURPLE, w=w)
     d.line((x0, 146), (x0, 140), (x1, 140), (x1, 146))
     d.code((x1 + 8, 141, f"max_length = {max_length}"), fill=GREY, at="start")
-    starts = range(0, len(ids) - max_length, stride)
-    for row, start in enumerate(starts):
+    for row, start in enumerate(range(0, len(ids) - max_length, stride)):
         y, left = 152 + row * 98, x0 + start * w
         if row:
             d.arrow((left - stride * w, y + 14), (left, y + 14))
@@ -219,17 +236,16 @@ def text_to_windows():
             d.arrow((x + w / 2 + 8, y + 28), (x + 3 * w / 2 - 8, y + 50))
         d.code((left + w * max_length + 8, y + 14, "inputs"), fill=BLUE, at="start")
         d.code((left + w - 8, y + 64, "targets"), fill=ORANGE, at="end")
-    d.code((796, 141, f"(B, T) = ({len(starts)}, {max_length})"), fill=GREY, at="end")
+    d.code((796, 141, f"(B, T) = ({row + 1}, {max_length})"), fill=GREY, at="end")
     note = "An arrow leads from each input to its target, the id that follows it."
     d.note((middle, 450, f"{note} A dot marks a space."))
-    return d
 
 
-def bpe_merges():
+@figure("Byte-pair encoding: the first three merges", 384)
+def bpe_merges(d):
     """Four words with counts, cut into letters. In each of three steps the pair of
     neighbours with the highest count is joined into one piece: e with a, t with ea,
     s with ea. Of two tied pairs the lexicographically greater one wins."""
-    d = Sheet("Byte-pair encoding: the first three merges", 384)
     words, counts, a, b = ["s e a", "s e a t", "t e a", "t e a m"], [4, 3, 5, 2], "", ""
     for row, count in enumerate(counts):
         d.bold((24, 86 + 44 * row, f"{count} ×"), at="start", size=15)
@@ -258,14 +274,13 @@ def bpe_merges():
         a, b = ranked[0][1]
         words = [word.replace(f"{a} {b}", a + b) for word in words]
     d.note((410, 360, "A tie goes to the lexicographically greater pair."))
-    return d
 
 
-def token_position_embedding():
+@figure("Token embedding plus position embedding", 436)
+def token_position_embedding(d):
     """The ids of "The cat saw the cat" pick rows of tok_emb, shape (V, C). Rows 0 to 4
     of pos_emb, (context_length, C), are added, which gives x, (T, C). " cat" comes
     twice: the same token row, different position rows, different sums."""
-    d = Sheet("Token embedding plus position embedding", 436)
     ids, tokens = gpt2_tokens("The cat saw the cat")
     torch.manual_seed(123)
     tok_emb, pos_emb = torch.nn.Embedding(50257, 3), torch.nn.Embedding(1024, 3)
@@ -305,7 +320,6 @@ def token_position_embedding():
     d.code((410, 382, "x = tok_emb(ids) + pos_emb(torch.arange(T))"))
     same = "“·cat” at positions 1 and 4: one row of tok_emb, two rows of pos_emb"
     d.note((410, 408, f"{same}, two different sums"), fill=ORANGE)
-    return d
 
 
 @cache
@@ -321,11 +335,11 @@ def attention_example():
     return [token.strip("·") for token in tokens], queries, keys, values, scores
 
 
-def attention_one_query():
+@figure("Self-attention for one query", 380)
+def attention_one_query(d):
     """The query of "burned" times the keys of "The", "lamp" and "burned", divided by
     the root of D = 4; softmax makes weights. The three values, times their weights, add
     up to the context vector. "until", "the" and "morning" are not looked at."""
-    d = Sheet("Self-attention for one query", 380)
     tokens, queries, keys, values, scores = attention_example()
     t, w = 2, 47
     weights = scores[t, : t + 1].softmax(dim=-1)
@@ -358,26 +372,24 @@ def attention_one_query():
     row(582, 259, weights @ values[: t + 1], GREEN, tint(GREEN, 0.3))
     d.bold((676, 306, "context vector of “burned”"), fill=GREEN)
     d.note((676, 328, "made of these three values alone"))
-    return d
 
 
-def causal_mask():
+@figure("The causal mask", 414)
+def causal_mask(d):
     """Three grids of six by six tokens; a row is the token that looks, a column the
     token looked at. Left, scaled scores. Middle, minus infinity above the diagonal.
     Right, the weights after softmax: each row sums to one."""
-    d = Sheet("The causal mask", 414)
     tokens, *_, scores = attention_example()
     later = torch.ones(6, 6, dtype=torch.bool).triu(diagonal=1)
     masked = scores.masked_fill(later, -math.inf)
     weights, cell, y0 = masked.softmax(dim=-1), 37, 118
     d.note((74, 88, "looks\n(query) ↓"), at="end")
-    for g, (grid, title, code, meaning) in enumerate(
-        (
-            (scores, "scaled scores", "queries @ keys.T / D**0.5", "all look at all"),
-            (masked, "masked", "masked_fill(later, -inf)", "the future becomes −∞"),
-            (weights, "weights", "softmax(dim=-1)", "each row sums to 1"),
-        )
-    ):
+    grids = (
+        (scores, "scaled scores", "queries @ keys.T / D**0.5", "all look at all"),
+        (masked, "masked", "masked_fill(later, -inf)", "the future becomes −∞"),
+        (weights, "weights", "softmax(dim=-1)", "each row sums to 1"),
+    )
+    for g, (grid, title, code, meaning) in enumerate(grids):
         x0, middle, places = 84 + 243 * g, 195 + 243 * g, 1 + g // 2
         d.bold((middle, 24, title), size=15)
         d.note((middle - 20, 50, "looked at (key) →"), (middle, y0 + 262, meaning))
@@ -399,7 +411,6 @@ def causal_mask():
         if g:
             d.arrow((x0 - 20, y0 + 3.5 * cell), (x0 - 1, y0 + 3.5 * cell))
     d.note((410, 400, "framed: the query of “burned”"), fill=ORANGE)
-    return d
 
 
 HEADS = (BLUE, ORANGE, GREEN, PURPLE)
@@ -412,11 +423,11 @@ def strip(d, x, y, colors, w=17, h=22):
     return Box(x, y, w * len(colors), h)
 
 
-def multi_head():
+@figure("Multi-head attention", 600)
+def multi_head(d):
     """One token's row of x, C = 8 numbers, takes three separate paths through W_query,
     W_key and W_value. Each result is split into H = 2 heads of D = 4 numbers. Each head
     attends by itself; the results are put side by side and pass out_proj."""
-    d = Sheet("Multi-head attention", 600)
     halves, both, heads = ((BLUE,) * 4, (ORANGE,) * 4), (BLUE,) * 4 + (ORANGE,) * 4, []
     x, joined = strip(d, 362, 20, (GREY,) * 8), strip(d, 362, 452, both)
     d.bold((350, 31, "x"), at="end", size=16)
@@ -442,29 +453,21 @@ def multi_head():
             d.code((entry, 313, name[0]), font_weight="bold")
     out_proj = d.box(375, 498, 110, 36, "out_proj", color=GREY)
     d.chain(joined, out_proj, strip(d, 362, 558, (GREY,) * 8))
-    wide, split = "(B, T, C)", "(B, H, T, D)"
-    for y, label, shape in (
-        (31, "one token's row", wide),
-        (98, "three Linear layers", ""),
-        (155, "C = 8 numbers each", wide),
-        (207, "H = 2 heads, D = 4", split),
-        (336, "each head by itself", ""),
-        (407, "a vector a head", split),
-        (463, "concatenate", wide),
-        (516, "mix the heads", ""),
-        (569, "output", wide),
-    ):
-        d.note((20, y, label), at="start")
-        d.code((804, y, shape), at="end")
-    return d
+    d.note((20, 31, "one token's row"), (20, 98, "three Linear layers"), at="start")
+    d.note((20, 155, "C = 8 numbers each"), (20, 207, "H = 2 heads, D = 4"), at="start")
+    d.note((20, 336, "each head by itself"), (20, 407, "a vector a head"), at="start")
+    d.note((20, 463, "concatenate"), (20, 516, "mix the heads"), at="start")
+    d.note((20, 569, "output"), at="start")
+    d.code(*((804, y, "(B, T, C)") for y in (31, 155, 463, 569)), at="end")
+    d.code((804, 207, "(B, H, T, D)"), (804, 407, "(B, H, T, D)"), at="end")
 
 
-def view_transpose():
+@figure("view and transpose: from one wide row to heads", 446)
+def view_transpose(d):
     """x has a row of C = 8 numbers for each of T = 6 tokens; a cell carries the number
     of its token. view(B, T, H, D) cuts each row into H = 2 pieces of D = 4, one a head.
     transpose(1, 2) puts heads first: one matrix (T, D) a head, row t still of token t.
     Crossed out, view(B, H, T, D): the same shape, but row t isn't of token t."""
-    d = Sheet("view and transpose: from one wide row to heads", 446)
     T, C, H, D, w = 6, 8, 2, 4, 21
     x = torch.arange(T * C).view(1, T, C)  # n: token n // C, head n % C // D
 
@@ -507,16 +510,15 @@ def view_transpose():
     d.line((638, 20), (638, 426), color=RULE, dash="5 4")
     for x0, x1 in ((690, 782), (782, 690)):
         d.line((x0, 94), (x1, 390), color=INK, width=4, opacity=0.45)
-    return d
 
 
-def kv_cache():
+@figure("Generating with and without cached keys and values", 336)
+def kv_cache(d):
     """Three generation steps. Without a cache 4, 5 and 6 tokens are computed, 15 in
     all. With it the 4 tokens of the prompt and then one a step, 6 in all; the keys and
     values of the others are read from the cache."""
-    d = Sheet("Generating with and without cached keys and values", 336)
     words, w = "Rain fell on the roof all day".split(), 40
-    orange, blue = (ORANGE, tint(ORANGE, 0.3)), (BLUE, tint(BLUE, 0.3))
+    orange, blue = ((color, tint(color, 0.3)) for color in (ORANGE, BLUE))
     for x0, name, cached in ((66, "Without cache", 0), (464, "With cache", 1)):
         d.bold((x0, 32, name), at="start", size=16)
         d.note((x0 + 7 * w + 30, 62, "computed"), at="end")
@@ -541,14 +543,13 @@ def kv_cache():
     keys = (92, 306, "computed now"), (240, 306, "keys and values reused")
     d.note(*keys, (450, 306, "next token"), fill=INK, at="start")
     d.code((774, 306, "k, v a layer: (B, H, T, D)"), at="end", size=12)
-    return d
 
 
-def gpt_model():
+@figure("GPTModel", 360)
+def gpt_model(d):
     """Ids of shape (B, T) pass tok_emb; pos_emb is added; then come drop_emb, n_layers
     transformer blocks in trf_blocks, final_norm and out_head, which gives logits of
     shape (B, T, V)."""
-    d = Sheet("GPTModel", 360)
     ids = d.box(28, 36, 74, 52, "ids", color=GOLD, font=SANS)
     tok_emb = d.box(220, 36, 132, 52, "tok_emb", "one row per id")
     pos_emb = d.box(220, 116, 132, 52, "pos_emb", "one row per place", ORANGE)
@@ -576,14 +577,13 @@ def gpt_model():
     d.code((65, 104, "(B, T)"), (402, 128, "(T, C)"), (742, 306, "(B, T, V)"))
     sizes = "GPT-2 124M: V = 50,257, C = 768, n_layers = 12, at most 1,024 tokens"
     d.note((410, 334, sizes))
-    return d
 
 
-def transformer_block():
+@figure("The transformer block", 600)
+def transformer_block(d):
     """x of shape (B, T, C) runs straight up as the residual stream. One branch passes
     norm1, att and drop_shortcut and is added back; a second one norm2, ff and
     drop_shortcut. Inside ff: Linear from C to 4C, GELU, Linear back to C."""
-    d = Sheet("The transformer block", 600)
     x, mid = 230, 400
     d.line((x, 570), (x, 30), color=PURPLE, width=5)
     d.add(draw.Lines(x, 18, x - 11, 40, x + 11, 40, close=True, fill=PURPLE))
@@ -614,14 +614,13 @@ def transformer_block():
     d.arrow(below, (670, 66))
     d.code((670, 54, "(B, T, C)"), (670, 307, "(B, T, C)"), size=12)
     d.code((680, 154, "(B, T, 4C)"), (680, 220, "(B, T, 4C)"), at="start", size=12)
-    return d
 
 
-def training_loop():
+@figure("The training loop", 412)
+def training_loop(d):
     """A batch of input and target; the model turns the input into logits; cross-entropy
     compares them with the target; backward, clipping and an AdamW step follow, then the
     next batch. From time to time: evaluation, a sample, a checkpoint."""
-    d = Sheet("The training loop", 412)
     batch = d.box(40, 64, 160, 56, "batch", "input and target", GOLD, SANS)
     model = d.box(330, 64, 160, 56, "model", "GPTModel")
     loss = d.box(620, 64, 160, 56, "cross_entropy", "how wrong?", ORANGE)
@@ -639,35 +638,30 @@ def training_loop():
     beside = (132, 149, "next batch"), (132, 254, "from time to time")
     d.note(*beside, fill=INK, at="start")
     d.rect(24, 272, 772, 116, WHITE, GREY, r=8, width=1.2, dash="4 4")
-    notes = {
-        "evaluate": "loss on training\nand validation data",
-        "sample": "continue a prompt,\nread the text",
-        "checkpoint": "save all it takes\nto resume",
-    }
-    for i, lines in enumerate(notes.items()):
-        d.box(40 + 254 * i, 290, 232, 80, *lines, PURPLE, SANS)
-    return d
+    side = PURPLE, SANS
+    d.box(40, 290, 232, 80, "evaluate", "loss on training\nand validation data", *side)
+    d.box(294, 290, 232, 80, "sample", "continue a prompt,\nread the text", *side)
+    d.box(548, 290, 232, 80, "checkpoint", "save all it takes\nto resume", *side)
 
 
-def sampling():
+@figure("Drawing the next token", 424)
+def sampling(d):
     """Seven logits; top-k keeps five of them and top-p four; the rest are divided by
     the temperature; softmax makes probabilities; a random number between 0 and 1 picks
     the token in whose part of the line it falls."""
-    d = Sheet("Drawing the next token", 424)
     words = "roof hill town sea floor moon spoon".split()
     logits = torch.tensor([3.1, 2.7, 2.1, 1.7, 0.4, -0.5, -1.2])
     top_k, top_p, temperature, u, drawn = 5, 0.9, 0.7, 0.62, None
     kept = int((logits[:top_k].softmax(0).cumsum(0) < top_p).sum()) + 1
     scaled = logits[:kept] / temperature
     probs = scaled.softmax(0)
-    for g, (bars, name, note, rest) in enumerate(
-        (
-            (logits, "logits", "", ()),
-            (logits[:kept], "cut", f"top-k {top_k}, top-p {top_p}", "−∞ top-"),
-            (scaled, "temperature", f"divide by {temperature}", "−∞"),
-            (probs, "softmax", "shares of 1", "0"),
-        )
-    ):
+    panels = (
+        (logits, "logits", "", ""),
+        (logits[:kept], "cut", f"top-k {top_k}, top-p {top_p}", "−∞ top-"),
+        (scaled, "temperature", f"divide by {temperature}", "−∞"),
+        (probs, "softmax", "shares of 1", "0"),
+    )
+    for g, (bars, name, note, rest) in enumerate(panels):
         x, (scale, places) = 96 + 186 * g, (140, 2) if g == 3 else (20, 1)
         d.bold((x + 60, 28, name), size=15)
         d.note((x + 60, 50, note))
@@ -696,14 +690,13 @@ def sampling():
     d.arrow((at, y - 30), (at, y), color=INK)
     d.bold((at + 10, y - 20, f"random number {u} → “{drawn}”"), at="start")
     d.note((416, y + 62, "Temperature 0 draws nothing: the largest logit wins."))
-    return d
 
 
-def fused_weights():
+@figure("Loading the fused queries, keys and values", 312)
+def fused_weights(d):
     """c_attn/w in OpenAI's file has the shape (1, C, 3C): queries, keys and values side
     by side. Without its first dimension and transposed it is (3C, C). Split into three,
     each part is the weight (C, C) of one linear layer."""
-    d = Sheet("Loading the fused queries, keys and values", 312)
     w, colors = 72, {"query": BLUE, "key": ORANGE, "value": GREEN}
     for i, (name, color) in enumerate(colors.items()):
         fill, y = tint(color, 0.3), 44 + i * w
@@ -722,14 +715,13 @@ def fused_weights():
     d.arrow((240, 152), (360, 152))
     d.code((301, 136, "[0].t()"), (509, 62, ".split(C)"))
     d.note((301, 172, "turned"))
-    return d
 
 
-def spam_classifier():
+@figure("What is frozen, and what learns", 376)
+def spam_classifier(d):
     """The embeddings and all blocks but the last are frozen and run once a message;
     their output (B, T, C) is kept. The last block, final_norm and out_head, C to 2,
     read it in every epoch and learn. Only the last real token is scored."""
-    d = Sheet("What is frozen, and what learns", 376)
     d.rect(20, 20, 376, 164, tint(GREY, 0.08), GREY, r=10, width=1.4, dash="5 4")
     d.rect(554, 20, 246, 240, tint(GREEN, 0.08), GREEN, r=10, width=1.4)
     d.bold((34, 42, "frozen: runs once a message"), fill=GREY, at="start")
@@ -756,14 +748,13 @@ def spam_classifier():
     d.arrow(read.top, *corners, (738, 172), color=ORANGE)
     passed = (318, 206, "only this token's vector is passed on")
     d.note(passed, fill=ORANGE, at="start")
-    return d
 
 
-def lora():
+@figure("LoRA: a change of low rank beside a frozen layer", 372)
+def lora(d):
     """x goes through W, which is frozen, and through A and B, which learn. A is as high
     as W and only rank wide; B is as wide as W and only rank high, and starts at zero.
     Their product times alpha / rank is added to the result of W."""
-    d = Sheet("LoRA: a change of low rank beside a frozen layer", 372)
     W = d.rect(190, 40, 210, 120, tint(GREY, 0.2), GREY, r=2)
     A = d.rect(190, 206, 26, 120, tint(GREEN, 0.3), GREEN, r=2)
     B = d.rect(316, 253, 210, 26, tint(GREEN, 0.3), GREEN, r=2)
@@ -787,14 +778,13 @@ def lora():
     d.note((203, 344, "random at first"), (421, 297, "zero at first"), fill=GREEN)
     merged = "merged: W + A B × alpha / rank,\none layer again, no slower than before"
     d.note((800, 328, merged), at="end")
-    return d
 
 
-def masked_targets():
+@figure("Which targets count", 356)
+def masked_targets(d):
     """Two examples in a batch, each with inputs and, one token later, targets. Targets
     of the prompt are −100; those of the answer and the first end token are learnt. The
     second example is filled up with end tokens, whose further targets are −100 too."""
-    d = Sheet("Which targets count", 356)
     prompt, learnt = (GREY, tint(GREY, 0.1)), (BLUE, tint(BLUE, 0.3))
     last, plain = (ORANGE, tint(ORANGE, 0.3)), (RULE, WHITE)
     rows = ("Say it Response: She sang .", 3), ("Go Response: Gone .", 2)
@@ -820,14 +810,13 @@ def masked_targets():
     keys = (66, 325, "learnt"), (176, 325, "the end, learnt")
     masked = (336, 325, "−100: prompt or padding, left out of the loss")
     d.note(*keys, masked, fill=INK, at="start")
-    return d
 
 
-def chat_window():
+@figure("Keeping a conversation within the window", 346)
+def chat_window(d):
     """At message 4 the turns 1 to 3, the message and room for the answer fit into the
     model's window. At message 5 there is a turn 4 as well; turn 1 lies outside the
     window, and a line says that one old turn was dropped."""
-    d = Sheet("Keeping a conversation within the window", 346)
     width = {1: 130, 2: 110, 3: 120, 4: 130}
     for y, n, kept in ((56, 4, (1, 2, 3)), (208, 5, (2, 3, 4))):
         d.bold((190, y - 26, f"Message {n} arrives"), at="start")
@@ -844,24 +833,13 @@ def chat_window():
     d.note((105, 247, "dropped"), fill=ORANGE)
     dropped = "[1 old turn dropped: the model's window is full]"
     d.code((40, 324, dropped), fill=ORANGE, at="start")
-    return d
-
-
-CHAPTERS = (
-    *(roadmap, text_to_windows, bpe_merges, token_position_embedding),
-    *(attention_one_query, causal_mask, multi_head, view_transpose, kv_cache),
-    *(gpt_model, transformer_block, training_loop, sampling, fused_weights),
-    *(spam_classifier, lora, masked_targets, chat_window),
-)
-FIGURES = {figure.__name__.replace("_", "-"): figure for figure in CHAPTERS}
-FIGURES |= {f"roadmap-{i}": partial(roadmap, i) for i in (1, 4, 5, 6, 7)}
 
 
 def main(names):
     for name in names or FIGURES:
-        figure = FIGURES[name]
-        sheet, doc = figure(), getattr(figure, "func", figure).__doc__
-        sheet.insert(1, draw.Raw(f"<desc>{escape(' '.join(doc.split()))}</desc>"))
+        title, height, function = FIGURES[name]
+        sheet = Sheet(title, height, getattr(function, "func", function).__doc__)
+        function(sheet)
         svg = sheet.as_svg(header="") + "\n"
         (FOLDER / f"{name}.svg").write_text(svg, encoding="utf-8", newline="\n")
 
