@@ -19,6 +19,7 @@ import os
 import random
 import re
 import shutil
+import tempfile
 import time
 import urllib.request
 import zlib
@@ -144,7 +145,9 @@ def fetch(name):
         try:
             path = store.fetch(archive, downloader=copy_or_download)
             if archive != name:
-                pooch.Unzip(members=[name], extract_dir=".")(path, "update", store)
+                with tempfile.TemporaryDirectory(dir=DOWNLOADS) as folder:
+                    unzip = pooch.Unzip(members=[name], extract_dir=folder)
+                    os.replace(unzip(path, "update", store)[0], place)
             return place
         except (OSError, ValueError) as error:  # no network, a full disk, a wrong hash
             faults.append(f"{address}: {type(error).__name__}")
