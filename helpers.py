@@ -19,6 +19,7 @@ import os
 import random
 import re
 import shutil
+import tempfile
 import time
 import urllib.request
 import zlib
@@ -144,7 +145,9 @@ def fetch(name):
         try:
             path = store.fetch(archive, downloader=copy_or_download)
             if archive != name:
-                pooch.Unzip(members=[name], extract_dir=".")(path, "update", store)
+                with tempfile.TemporaryDirectory(dir=DOWNLOADS) as folder:
+                    unzip = pooch.Unzip(members=[name], extract_dir=folder)
+                    os.replace(unzip(path, "update", store)[0], place)
             return place
         except (OSError, ValueError) as error:  # no network, a full disk, a wrong hash
             faults.append(f"{address}: {type(error).__name__}")
@@ -2017,7 +2020,7 @@ def encode_message(text, tokenizer, max_length=None):
 
     Args:
         text: the message.
-        tokenizer: any object with tiktoken's `encode`.
+        tokenizer: any object with tiktoken's `encode` and `encode_ordinary`.
         max_length: tokens to keep, that at the end included; all by default.
 
     Returns:
@@ -2032,7 +2035,7 @@ def encode_message(text, tokenizer, max_length=None):
         check_whole(max_length=max_length)
     end = tokenizer.encode("<|endoftext|>", allowed_special="all")
     end = end if len(end) == 1 else []
-    ids = tokenizer.encode(text, disallowed_special=())
+    ids = tokenizer.encode_ordinary(text)
     room = len(ids) if max_length is None else max_length - len(end)
     return ids[:room] + end, len(ids) > room
 
@@ -2042,7 +2045,7 @@ class SpamDataset(Dataset):
 
     Args:
         csv_file: UTF-8, with the columns `Label` (ham or spam, 0 or 1) and `Text`.
-        tokenizer: any object with tiktoken's `encode`.
+        tokenizer: any object with tiktoken's `encode` and `encode_ordinary`.
         max_length: tokens to keep of a longer message, from 1 to the model's
             `context_length`; how many messages were cut is said in one line.
 
@@ -2772,7 +2775,7 @@ class AnswerDataset(Dataset):
 
     Args:
         examples: lists of parts `(text, is_answer)`, each list ending with an answer.
-        tokenizer: any object with tiktoken's `encode`.
+        tokenizer: any object with tiktoken's `encode` and `encode_ordinary`.
         end_id: the token that ends an answer, and stands behind every example.
         max_length: the most tokens that the model can see. What is beyond is cut, an
             example without any answer left is left out, and both are counted aloud.
@@ -2798,7 +2801,7 @@ class AnswerDataset(Dataset):
         cut = None if max_length is None else max_length + 1  # the last is a target
         for parts in examples:
             encoded = [
-                (tokenizer.encode(text, disallowed_special=()), is_answer)
+                (tokenizer.encode_ordinary(text), is_answer)
                 for text, is_answer in parts
             ]
             ids = [i for new, _ in encoded for i in new]
@@ -3127,7 +3130,7 @@ def answer_instruction(entry, model, tokenizer, max_new_tokens=60, **controls):
     Built in notebook 07.
     """
     check_whole(max_new_tokens=max_new_tokens)
-    ids = tokenizer.encode(format_input(entry) + RESPONSE, disallowed_special=())
+    ids = tokenizer.encode_ordinary(format_input(entry) + RESPONSE)
     limit = model.cfg["context_length"]
     if len(ids) + max_new_tokens > limit:
         raise ValueError(
@@ -3596,7 +3599,7 @@ class ChatHistory:
         if not isinstance(message, str) or not message.strip():
             raise ValueError(f"got the message {message!r}, expected some text")
         text = f"User: {' '.join(message.split())}\nAssistant:"  # one line
-        ids = self.tokenizer.encode(text, disallowed_special=())
+        ids = self.tokenizer.encode_ordinary(text)
         if len(ids) > self.room:
             raise ValueError(
                 f"got a message of {len(ids)} tokens, expected at most {self.room} "

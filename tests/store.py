@@ -13,13 +13,12 @@ import os
 import shutil
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from notebook_cells import NOTEBOOKS, notebook_paths
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = ROOT / "notebooks"
+ROOT = NOTEBOOKS.parent
 PLOTS = {
     "04_pretraining.ipynb": ("loss-plot.png", "temperature-plot.png"),
     "06_spam_finetuning.ipynb": ("spam-loss-plot.png", "spam-accuracy-plot.png"),
@@ -46,7 +45,7 @@ def store(name):
             "language": "python",
             "name": "python3",
         },
-        "language_info": {"name": "python"},
+        "language_info": {"file_extension": ".py", "name": "python"},
     }
     nbformat.write(notebook, path)
     for plot in PLOTS.get(name, ()):
@@ -62,7 +61,7 @@ def main():
     os.environ.setdefault("COURSE_MODEL", "gpt2-mini")
     wanted = tuple(sys.argv[1:]) or ("",)
     for folder in (NOTEBOOKS, NOTEBOOKS / "solutions"):
-        for path in sorted(folder.glob("*.ipynb")):
+        for path in notebook_paths(folder):
             name = path.relative_to(NOTEBOOKS).as_posix()
             if name.startswith(wanted) or path.name.startswith(wanted):
                 store(name)

@@ -32,7 +32,10 @@ from helpers import (
     generate_text_simple,
     get_tokenizer,
     load_gpt2,
+    read_bpe_files,
     read_gpt2_checkpoint,
+    to_tiktoken,
+    write_bpe_files,
     write_gpt2_checkpoint,
 )
 
@@ -40,7 +43,7 @@ ROOT = Path(helpers.__file__).parent
 MIRROR = Path(os.environ.get("COURSE_MIRROR") or "no mirror") / "gpt2" / "124M"
 DATA_FILE, INDEX = "model.ckpt.data-00000-of-00001", "model.ckpt.index"
 STORY = "the cat and the hat sat on the mat, and that was that. " * 9
-TOKENIZER = BPETokenizer().train(STORY, 270, ["<|endoftext|>"])
+TOKENIZER = BPETokenizer.train(STORY, 270, ["<|endoftext|>"])
 TINY = GPT2_CONFIGS["124M"] | {
     "vocab_size": 270,
     "context_length": 16,
@@ -91,7 +94,7 @@ def random_tensors(config, dtype="float32"):
 def save(folder, config, tensors, tokenizer=TOKENIZER):
     """Write a folder as OpenAI did; nothing of the course's writer is used."""
     if tokenizer is not None:
-        tokenizer.save(folder)
+        write_bpe_files(folder, tokenizer)
     else:
         folder.mkdir(parents=True)
     n = [config[k] for k in helpers.HPARAMS.values()]
@@ -187,7 +190,8 @@ def test_names_and_shapes_are_those_of_openai():
 
 
 def test_full_width_gives_the_logits_of_tensorflow(full, monkeypatch):
-    monkeypatch.setattr(helpers, "get_tokenizer", lambda name: get_tokenizer("gpt2"))
+    monkeypatch.setattr(helpers, "read_bpe_files", lambda folder: None)
+    monkeypatch.setattr(helpers, "to_tiktoken", lambda *_: get_tokenizer("gpt2"))
     assert_same_logits(full, GPT2_CONFIGS["124M"], [*range(0, 50257, 8000), 50256])
 
 
@@ -202,7 +206,7 @@ def kilobytes(what):
 
 torch.set_num_threads(1)
 tokenizer = get_tokenizer("gpt2")
-helpers.get_tokenizer = lambda name: tokenizer
+helpers.read_bpe_files = helpers.to_tiktoken = lambda *_: tokenizer
 load_gpt2(sys.argv[1])  # a tiny one, so that everything is imported
 before = kilobytes("VmRSS")
 model, _ = load_gpt2(sys.argv[2])
@@ -222,15 +226,15 @@ def test_loading_needs_little_more_memory_than_the_model(full, tmp_path):
     assert run.returncode == 0, run.stderr
     assert "absl" not in run.stderr  # TensorFlow's greetings
     print(f"peak: {float(run.stdout):.2f} times the model")
-    assert 0.99 < float(run.stdout) < 1.25  # 1.4 is the figure to reach
+    assert float(run.stdout) < 1.4
 
 
 ASCII = """
 import sys, torch
-from helpers import load_gpt2, write_gpt2_checkpoint, BPETokenizer
+from helpers import load_gpt2, write_gpt2_checkpoint, read_bpe_files
 assert sys.getfilesystemencoding() != "utf-8"
 model, _ = load_gpt2(sys.argv[1])
-write_gpt2_checkpoint(sys.argv[1] + "-again", model, BPETokenizer.load(sys.argv[1]))
+write_gpt2_checkpoint(sys.argv[1] + "-again", model, read_bpe_files(sys.argv[1]))
 again, _ = load_gpt2(sys.argv[1] + "-again")
 assert all(map(torch.equal, model.parameters(), again.parameters()))
 """
@@ -278,7 +282,7 @@ def test_the_real_124M_writes_its_known_text():
 
 @pytest.mark.skipif(not MIRROR.is_dir(), reason="needs the mirror's tokenizer files")
 def test_the_folder_brings_gpt2s_tokenizer():
-    ours, gpt2 = get_tokenizer(str(MIRROR)), get_tokenizer("gpt2")
+    ours, gpt2 = to_tiktoken(read_bpe_files(MIRROR)), get_tokenizer("gpt2")
     for text in ("The dog was found in a field", "naïve — 日本語 🙂", " \n\t x  y"):
         assert ours.encode(text) == gpt2.encode(text)
     assert ours.n_vocab == gpt2.n_vocab == 50257
@@ -316,7 +320,7 @@ def test_what_is_written_is_read(tmp_path, dtype):
 def test_writing_what_was_read_gives_the_same_files(tmp_path):
     save(tmp_path / "a", TINY, random_tensors(TINY))
     model, _ = load_gpt2(tmp_path / "a")
-    write_gpt2_checkpoint(tmp_path / "b", model, BPETokenizer.load(tmp_path / "a"))
+    write_gpt2_checkpoint(tmp_path / "b", model, read_bpe_files(tmp_path / "a"))
     a, b = contents(tmp_path / "a"), contents(tmp_path / "b")
     for name in ("vocab.bpe", "encoder.json"):
         assert a[name] == b[name], name
@@ -405,7 +409,7 @@ REFUSED = {
         "256 entries.*270",
     ),
     "encoding": (
-        lambda: (tiny_model(), TOKENIZER.to_tiktoken(), "float32"),
+        lambda: (tiny_model(), to_tiktoken(TOKENIZER), "float32"),
         "BPETokenizer",
     ),
     "LoRA": (with_lora, "merge_lora"),
@@ -599,7 +603,7 @@ FAULTS = {
         "model/wpe is float64",
     ),
     "other tokenizer": (
-        lambda f: BPETokenizer().train(STORY, 265).save(f),
+        lambda f: write_bpe_files(f, BPETokenizer.train(STORY, 265)),
         "encoder.json.*265.*270",
     ),
     "nested tokenizer": (
