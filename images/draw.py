@@ -386,7 +386,7 @@ def causal_mask(d):
     d.note((74, 88, "looks\n(query) ↓"), at="end")
     grids = (
         (scores, "scaled scores", "queries @ keys.T / D**0.5", "all look at all"),
-        (masked, "masked", "masked_fill(later, -inf)", "the future becomes −∞"),
+        (masked, "masked", "masked_fill(future, -inf)", "the future becomes −∞"),
         (weights, "weights", "softmax(dim=-1)", "each row sums to 1"),
     )
     for g, (grid, title, code, meaning) in enumerate(grids):
