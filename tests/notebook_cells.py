@@ -22,6 +22,11 @@ def notebook_paths(folder=NOTEBOOKS):
     return [path for path in found if re.fullmatch(r"\d\d_[a-z_]+\.ipynb", path.name)]
 
 
+def read_notebook(stem):
+    """Return a notebook of the course, by its name without the ending."""
+    return nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4)
+
+
 def global_names(node):
     """Return the names that a statement looks up outside itself."""
     top = symtable.symtable(ast.unparse(node), "a cell", "exec")
@@ -38,7 +43,7 @@ class definitions_of(Mapping):
 
     def __init__(self, stem):
         self.nodes, self.namespace = {}, {"__name__": stem}
-        for cell in nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4).cells:
+        for cell in read_notebook(stem).cells:
             if cell.cell_type == "code":
                 for node in ast.parse(cell.source).body:
                     self.add(node)

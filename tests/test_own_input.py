@@ -1,0 +1,59 @@
+"""What notebooks 01 to 03 invite a reader to change: text, sentence, sizes.
+
+Each notebook's cells run here in one process, with other settings, to the end.
+"""
+
+import re
+
+import matplotlib.pyplot as plt
+import pytest
+from notebook_cells import NOTEBOOKS, read_notebook
+
+TEXTS = {
+    "short": "Sea, seat, tea. A short text, by me.",
+    "chinese": "海上生明月,天涯共此时。情人怨遥夜,竟夕起相思。\n" * 3,
+    "with-end-of-text": "One tale.<|endoftext|>Another tale, with <|endoftext|> twice.",
+}
+
+
+def run(stem, monkeypatch, **settings):
+    """Execute a notebook's code cells, each of the settings replaced once."""
+    monkeypatch.chdir(NOTEBOOKS)
+    monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
+    namespace, left = {"__name__": stem}, dict(settings)
+    for cell in read_notebook(stem).cells:
+        if cell.cell_type == "code":
+            source = cell.source
+            for name in [*left]:
+                line = rf"^{re.escape(name)} = .*$"
+                if re.search(line, source, flags=re.M):
+                    value = f"{name} = {left.pop(name)!r}"
+                    source = re.sub(line, lambda _, v=value: v, source, flags=re.M)
+            exec(compile(source, stem, "exec"), namespace)
+    assert not left, f"{stem} has no settings {[*left]}"
+
+
+@pytest.fixture(params=TEXTS)
+def text_file(request, tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_text(TEXTS[request.param], encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("context, size", [(4, 300)])
+def test_01_takes_any_text(text_file, context, size, monkeypatch):
+    run("01_tokenizer", monkeypatch, TEXT=text_file, VOCAB_SIZE=size, CONTEXT=context)
+
+
+SENTENCES = {"海上生明月": (12, 4, 3), "Hi": (8, 8, 1), "a " * 40: (6, 2, 3)}
+
+
+@pytest.mark.parametrize("sentence, sizes", SENTENCES.items())
+def test_02_takes_any_sentence_and_sizes(sentence, sizes, monkeypatch):
+    monkeypatch.setattr("torch.set_num_threads", lambda n: None)
+    settings = {"C, D, H": sizes, "LENGTHS": (16, 32), "STEPS": 3}
+    run("02_attention", monkeypatch, SENTENCE=sentence, **settings)
+
+
+def test_03_takes_any_text(text_file, monkeypatch):
+    run("03_architecture", monkeypatch, TEXT=text_file, PROMPT="海", STEPS=2)
