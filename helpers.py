@@ -189,8 +189,10 @@ GPT2_PATTERN = (
 @lru_cache
 def get_tokenizer(name="gpt2"):
     """Return the `tiktoken.Encoding` whose table is data/NAME.tiktoken. Notebook 01."""
-    lines = (DATA / f"{name}.tiktoken").read_text().splitlines()
-    ranks = {base64.b64decode(token): int(i) for token, i in map(str.split, lines)}
+    ranks = {}
+    for line in (DATA / f"{name}.tiktoken").read_text().splitlines():
+        token, i = line.split()
+        ranks[base64.b64decode(token)] = int(i)
     special = {"<|endoftext|>": len(ranks)}
     return tiktoken.Encoding(
         name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
@@ -239,14 +241,17 @@ def train_bpe(counts, n_tokens):
         for pair in pairwise(tokens):
             pairs[pair] += counts[piece]
             where[pair].add(piece)
-    while len(ranks) < n_tokens and (most := max(pairs.values(), default=0)) > 0:
+    while len(ranks) < n_tokens:
+        most = max(pairs.values(), default=0)
+        if most == 0:
+            break  # every piece is one token
         best = max(pair for pair, count in pairs.items() if count == most)
         ranks.setdefault(best[0] + best[1], len(ranks))
         for piece in where.pop(best):
-            for pair in pairwise(words[piece]):
+            for pair in pairwise(words[piece]):  # old pairs out
                 pairs[pair] -= counts[piece]
             words[piece] = merge_pair(words[piece], best)
-            for pair in pairwise(words[piece]):
+            for pair in pairwise(words[piece]):  # new pairs in
                 pairs[pair] += counts[piece]
                 where[pair].add(piece)
         del pairs[best]
@@ -266,7 +271,7 @@ class BPETokenizer:
         self.tokens = {i: token for token, i in self.ranks.items()}
         self.tokens |= {i: text.encode() for text, i in self.special_tokens.items()}
         self.n_vocab = len(self.tokens)
-        self.encode_piece = lru_cache(2**16)(self.encode_piece)
+        self.encode_piece = lru_cache(2**16)(self.encode_piece)  # pieces repeat
 
     @classmethod
     def train(cls, text, vocab_size, special_tokens=()):
@@ -278,12 +283,12 @@ class BPETokenizer:
         """Join the pair that makes the token with the lowest id, again and again."""
         parts = [bytes([b]) for b in piece.encode()]
         while len(parts) > 1:
-            pairs = [self.ranks.get(a + b, math.inf) for a, b in pairwise(parts)]
-            i = min(range(len(pairs)), key=pairs.__getitem__)
-            if pairs[i] == math.inf:
+            ids = [self.ranks.get(a + b, math.inf) for a, b in pairwise(parts)]
+            if min(ids) == math.inf:
                 break
+            i = ids.index(min(ids))
             parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        return [self.ranks[part] for part in parts]
+        return tuple(self.ranks[part] for part in parts)
 
     def encode_ordinary(self, text):
         """Return the ids of a text in which special tokens mean nothing."""
@@ -301,7 +306,7 @@ class BPETokenizer:
             else:
                 raise ValueError(
                     f"the text contains {part!r}: pass allowed_special={{{part!r}}} "
-                    f"if it may, or use encode_ordinary if it means nothing"
+                    f"if it may, or use encode_ordinary to read it as plain text"
                 )
         return ids
 
@@ -405,15 +410,15 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x, cache=None, layer=0):
         """Let each token gather from itself and those before it, cached ones too."""
         B, T, _ = x.shape
-        heads = (B, T, self.num_heads, self.head_dim)
-        queries = self.W_query(x).view(heads).transpose(1, 2)  # (B, H, T, D)
-        keys = self.W_key(x).view(heads).transpose(1, 2)  # (B, H, T, D)
-        values = self.W_value(x).view(heads).transpose(1, 2)  # (B, H, T, D)
+        split = (B, T, self.num_heads, self.head_dim)
+        queries = self.W_query(x).view(split).transpose(1, 2)  # (B, H, T, D)
+        keys = self.W_key(x).view(split).transpose(1, 2)  # (B, H, T, D)
+        values = self.W_value(x).view(split).transpose(1, 2)  # (B, H, T, D)
         if cache is not None:
             keys, values = cache.update(keys, values, layer)  # (B, H, S, D)
         S = keys.shape[2]
         mask = None
-        if 1 < T < S:  # several new tokens behind cached ones
+        if 1 < T < S:  # several new tokens after cached ones
             mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
         context = F.scaled_dot_product_attention(
             queries,

@@ -455,7 +455,7 @@ def multi_head(d):
     d.chain(joined, out_proj, strip(d, 362, 558, (GREY,) * 8))
     d.note((20, 31, "one token's row"), (20, 98, "three Linear layers"), at="start")
     d.note((20, 155, "C = 8 numbers each"), (20, 207, "H = 2 heads, D = 4"), at="start")
-    d.note((20, 336, "each head by itself"), (20, 407, "a vector a head"), at="start")
+    d.note((20, 336, "heads attend separately"), (20, 407, "one vector per head"), at="start")
     d.note((20, 463, "concatenate"), (20, 516, "mix the heads"), at="start")
     d.note((20, 569, "output"), at="start")
     d.code(*((804, y, "(B, T, C)") for y in (31, 155, 463, 569)), at="end")
@@ -542,7 +542,7 @@ def kv_cache(d):
     d.rect(424, 297, 18, 18, WHITE, GREEN, r=2, dash="4 3")
     keys = (92, 306, "computed now"), (240, 306, "keys and values reused")
     d.note(*keys, (450, 306, "next token"), fill=INK, at="start")
-    d.code((774, 306, "k, v a layer: (B, H, T, D)"), at="end", size=12)
+    d.code((774, 306, "k, v per layer: (B, H, T, D)"), at="end", size=12)
 
 
 @figure("GPTModel", 360)

@@ -213,7 +213,7 @@ def exercise_2_5(answer):
         "the widths 1 and 16 should be among those that you tried"
     )
     assert all(0 <= share <= 1 for share in answer.values()), "accuracies from 0 to 1"
-    assert answer[16] > 0.9, "16 dimensions are enough: train for longer"
+    assert answer[16] > 0.9, "one of your accuracies is too low: was the loss still falling?"
     assert answer[1] < 0.6, "with one dimension it can't work: is it the width you set?"
 
 
