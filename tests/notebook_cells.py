@@ -6,6 +6,7 @@ and assignments that it refers to by name.
 """
 
 import ast
+import copy
 import re
 import symtable
 from collections.abc import Mapping
@@ -50,7 +51,10 @@ class definitions_of(Mapping):
 
     def add(self, node):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            self.execute(node)
+            for alias in node.names:
+                one = copy.copy(node)
+                one.names = [alias]
+                self.nodes[alias.asname or alias.name.split(".")[0]] = one
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             self.nodes[node.name] = node
         elif isinstance(node, ast.Assign):
@@ -58,17 +62,14 @@ class definitions_of(Mapping):
                 if isinstance(part, ast.Name):
                     self.nodes[part.id] = node
 
-    def execute(self, node):
-        code = compile(ast.Module([node], type_ignores=[]), "a cell", "exec")
-        exec(code, self.namespace)
-
     def __getitem__(self, name):
         if name not in self.namespace:
             node = self.nodes[name]
             self.namespace[name] = None  # being defined: it may refer to itself
             for other in global_names(node) & self.nodes.keys():
                 self[other]
-            self.execute(node)
+            code = compile(ast.Module([node], type_ignores=[]), "a cell", "exec")
+            exec(code, self.namespace)
         return self.namespace[name]
 
     def __iter__(self):

@@ -148,7 +148,7 @@ def test_the_first_cell_tells_what_to_expect(path):
     assert re.match(rf"# {int(path.stem[:2])}\. ", first)
     for label in ("*You build*", "*You need*", "*Run time*", "*New in helpers.py*"):
         assert label in first
-    assert re.search(r"\*Run time\*: .*\d+ (seconds|minutes)", first)
+    assert re.search(r"\*Run time\*: .*\d+ (second|minute)", first)
 
 
 def test_each_notebook_has_a_solution():
