@@ -98,7 +98,7 @@ def pick_precision(device):
     Small products come first: without hardware for it, a large one can take minutes.
     """
     on_cpu = torch.device(device).type == "cpu"
-    for size in (64, 256, 768) if on_cpu else (64, 4096):
+    for size in (64, 192, 768) if on_cpu else (64, 4096):
         seconds = {}
         for dtype in (torch.float32, torch.bfloat16):
             a, times = torch.ones(size, size, dtype=dtype, device=device), []
@@ -107,9 +107,9 @@ def pick_precision(device):
                 (a @ a)[0, 0].item()  # .item() waits for the GPU
                 times.append(time.perf_counter() - start)
             seconds[dtype] = min(times)
-        gain = seconds[torch.float32] / seconds[torch.bfloat16]
-        if gain < 0.5:
+        if seconds[torch.bfloat16] > 0.005:
             break
+    gain = seconds[torch.float32] / seconds[torch.bfloat16]
     return torch.bfloat16 if gain >= 1.5 else torch.float32
 
 
