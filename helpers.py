@@ -95,21 +95,23 @@ def pick_device():
 def pick_precision(device):
     """Return bfloat16 if it multiplies matrices 1.5 times as fast as float32 here.
 
-    Small products come first: without hardware for it, a large one can take minutes.
+    A small product comes first: without hardware for it, a large one can take minutes.
     """
-    on_cpu = torch.device(device).type == "cpu"
-    for size in (64, 192, 768) if on_cpu else (64, 4096):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two threads would time how busy the machine is
+    for size in (192, 768 if torch.device(device).type == "cpu" else 4096):
         seconds = {}
         for dtype in (torch.float32, torch.bfloat16):
             a, times = torch.ones(size, size, dtype=dtype, device=device), []
-            for _ in range(5):
+            for _ in range(7):
                 start = time.perf_counter()
                 (a @ a)[0, 0].item()  # .item() waits for the GPU
                 times.append(time.perf_counter() - start)
             seconds[dtype] = min(times)
-        if seconds[torch.bfloat16] > 0.005:
+        gain = seconds[torch.float32] / seconds[torch.bfloat16]
+        if gain < 0.4:
             break
-    gain = seconds[torch.float32] / seconds[torch.bfloat16]
+    torch.set_num_threads(threads)
     return torch.bfloat16 if gain >= 1.5 else torch.float32
 
 
