@@ -168,7 +168,7 @@ def copy_or_download(address, output_file, store):
 def sample_of(name, why):
     """Return the sample that stands in for a data file, and say so, once."""
     if "sample" not in FILES[name]:
-        raise FileNotFoundError(f"{name}: {why}; or put it into data/downloads/")
+        raise FileNotFoundError(f"{name}: {why}. Put it into data/downloads/")
     print(f"{name}: {why}, so data/{FILES[name]['sample']} is used.")
     return DATA / FILES[name]["sample"]
 
