@@ -146,6 +146,7 @@ def fetch(name):
         )
         try:
             path = store.fetch(archive, downloader=copy_or_download)
+            os.chmod(path, 0o644)  # pooch makes it readable by this user alone
             if archive != name:
                 with tempfile.TemporaryDirectory(dir=DOWNLOADS) as folder:
                     unzip = pooch.Unzip(members=[name], extract_dir=folder)
@@ -175,8 +176,11 @@ def sample_of(name, why):
 
 def load_text(source):
     """Return the text of a data file of the course, or of a UTF-8 file of your own."""
-    path = fetch(source) if source in FILES else Path(source)
-    return path.read_text(encoding="utf-8-sig")
+    path = fetch(source) if source in FILES else Path(source).expanduser()
+    text = path.read_text(encoding="utf-8-sig")
+    if not text.strip():
+        raise ValueError(f"{path} holds no text")
+    return text
 
 
 # =====================================================================================
