@@ -160,7 +160,7 @@ def main():
     best = args.runs[-1] / "best.pth"
     model = helpers.GPTModel(torch.load(best, weights_only=True)["config"])
     helpers.load_checkpoint(best, model)
-    tokenizer = helpers.BPETokenizer.load(args.text)
+    tokenizer = helpers.read_bpe_files(args.text)
     helpers.write_gpt2_checkpoint(args.to, model, tokenizer, dtype="float16")
     rows = join_logs(args.runs)
     with (args.to / "log.csv").open("w", encoding="utf-8", newline="") as lines:

@@ -73,14 +73,14 @@ def prepare(folder, vocab_size):
         if not (folder / f"{name}.txt").is_file():
             raise FileNotFoundError(f"{folder} has no {name}.txt: run corpus.py first")
     if not (folder / "encoder.json").is_file():
-        tokenizer = helpers.BPETokenizer()
-        tokenizer.train(folder / "train.txt", vocab_size, [END]).save(folder)
-    tokenizer = helpers.BPETokenizer.load(folder)
+        text = (folder / "train.txt").read_text(encoding="utf-8")
+        tokenizer = helpers.BPETokenizer.train(text, vocab_size, [END])
+        helpers.write_bpe_files(folder, tokenizer)
+    tokenizer = helpers.read_bpe_files(folder)
     for name in ("train", "validation"):
         if not (folder / f"{name}.bin").is_file():
-            with (folder / f"{name}.txt").open(encoding="utf-8", newline="") as lines:
-                ids = tokenizer.encode_iterable(lines, allowed_special="all")
-                ids = np.fromiter(ids, dtype=np.uint16)
+            text = (folder / f"{name}.txt").read_text(encoding="utf-8")
+            ids = np.array(tokenizer.encode(text, allowed_special="all"), np.uint16)
             with helpers.atomic_write(folder / f"{name}.bin") as temporary:
                 ids.tofile(temporary)
     return tokenizer
