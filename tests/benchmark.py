@@ -291,7 +291,7 @@ def bpe():
     lines = []
     for source, size, entries, limit in (
         (text[:130_000], "130 kB", 500, 1.5),
-        (text, "12 MB", 8192, 240),
+        (text, "12 MB", 8192, 90),
     ):
         start = time.perf_counter()
         tokenizer = BPETokenizer.train(source, entries)
