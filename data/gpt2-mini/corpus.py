@@ -24,7 +24,7 @@ import pooch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from helpers import DOWNLOADS, RUNS, atomic_write  # noqa: E402
+from helpers import DOWNLOADS, RUNS  # noqa: E402
 
 END = "<|endoftext|>"
 GUTENBERG = "https://www.gutenberg.org/cache/epub/{0}/pg{0}.txt"
@@ -437,9 +437,14 @@ def build_corpus(out):
 
 
 def write(path, text):
-    """Write a text file, whole or not at all."""
-    with atomic_write(path) as temporary:
+    """Write a text file beside its place, then rename it: whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
