@@ -174,7 +174,8 @@ def larger(c):
     """The larger of two numbers of equal length, often near each other."""
     a = b = c.draw("number", c.rng.randint(2, 4))
     while len(a) != len(b) or a == b or is_reserved(b) != c.reserved:
-        b = str(int(a) + c.rng.randint(-1, 1) * c.rng.randrange(10 ** c.rng.randint(1, 4)))
+        step = c.rng.randrange(10 ** c.rng.randint(1, 4))
+        b = str(abs(int(a) + c.rng.choice((-step, step))))
     return [(c.phrase("larger", a=a, b=b), f"{max(a, b)}.")]
 
 
@@ -232,13 +233,14 @@ class Exercises:
     -100, which the loss leaves out. `weights` says how often each kind of dialogue comes.
     """
 
-    def __init__(self, words, tokenizer, rows, weights):
-        self.words, self.tokenizer, self.rows = words, tokenizer, rows
+    def __init__(self, words, tokenizer, weights):
+        self.words, self.tokenizer = words, tokenizer
         self.kinds, self.weights = list(weights), list(weights.values())
 
-    def window(self, i, T):
+    def window(self, i, T, rows):
+        """Window number i of T tokens: with the probability `rows`, rows of tokens."""
         rng = random.Random(i)
-        make = self.row if rng.random() < self.rows else self.dialogue
+        make = self.row if rng.random() < rows else self.dialogue
         ids, known = [], []
         while len(ids) <= T:
             for part, counts in make(rng, T):

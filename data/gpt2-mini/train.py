@@ -44,7 +44,7 @@ MIX = {  # share of the windows
     "topical": 0.02,
     "exercises": 0.30,
 }
-ROWS = 0.25  # share of rows of random tokens among the exercises; the rest are dialogues
+ROWS = 0.5, 0.2  # shares of rows of random tokens among the exercises: short windows, longer
 DIALOGUES = dict(recall=2, later=2, corrected=1, unknown=2, find=3, larger=3, repeat=1, reverse=2)
 SHORT, SHORT_TOKENS = 128, 3e6  # first windows of 128 tokens: copying is learnt sooner
 CYCLE = (256, 256, 512)  # then these in turn, and 512 while the learning rate falls
@@ -121,7 +121,7 @@ class Batches:
         paths = {name: args.text / f"train-{name}.bin" for name in names}
         self.ids = {n: np.memmap(p, np.uint16, "r") for n, p in paths.items() if p.exists()}
         self.mix = {n: s for n, s in args.mix.items() if n in self.ids or n == "exercises"}
-        self.exercises = Exercises(words, tokenizer, ROWS, DIALOGUES)
+        self.exercises = Exercises(words, tokenizer, DIALOGUES)
         self.steps = math.ceil(args.tokens / args.step_tokens)
         self.fall = round(self.steps * (1 - FALL))  # the step at which it begins
 
@@ -139,7 +139,7 @@ class Batches:
     def draw(self, rng, T):
         (source,) = rng.choices(list(self.mix), self.mix.values())
         if source == "exercises":
-            return self.exercises.window(rng.random(), T)
+            return self.exercises.window(rng.random(), T, ROWS[T > SHORT])
         start = rng.randrange(len(self.ids[source]) - T)
         ids = self.ids[source][start : start + T + 1].astype(np.int64)
         return torch.from_numpy(ids[:-1]), torch.from_numpy(ids[1:])
@@ -303,7 +303,7 @@ def main(arguments=None):
 
     free = ("out", "text", "tokens", "eval_every")  # options that may change
     options = {key: value for key, value in vars(args).items() if key not in free}
-    options |= {"rows": ROWS, "dialogues": DIALOGUES, "windows": [SHORT, SHORT_TOKENS, *CYCLE]}
+    options |= {"rows": [*ROWS], "dialogues": DIALOGUES, "windows": [SHORT, SHORT_TOKENS, *CYCLE]}
     options |= {"precision": str(precision)}
     step, log, seconds, losses = 0, [], 0.0, []
     if (args.out / "last.pth").exists():
