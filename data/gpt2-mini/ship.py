@@ -1,9 +1,11 @@
-"""Ship a trained checkpoint in OpenAI's format, and print the figures of its model card.
+"""Make gpt2-mini: corpus, tokenizer, training, files in OpenAI's format, the card's figures.
 
     python data/gpt2-mini/ship.py [--run data/runs/gpt2-mini] [--to data/gpt2-mini]
     python data/gpt2-mini/ship.py --figures FOLDER ...       # of any models, side by side
 
-The figures are those of the files as written, with 16-bit floats, read back from the disk.
+What is done already isn't done again, and a training that was stopped goes on (train.py, whose
+options are taken here too). The figures are those of the files as written, with 16-bit floats,
+read back from the disk.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import torch.nn.functional as F
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2])]
 
+import train
 from exercises import TASKS, make_dialogue
 
 import helpers
@@ -199,9 +202,10 @@ def main():
     parser.add_argument("--text", type=Path, help="folder of the corpus; by default, --run")
     parser.add_argument("--to", type=Path, default=HERE)
     parser.add_argument("--figures", type=Path, nargs="+", help="print only figures of models")
-    args = parser.parse_args()
+    args, options = parser.parse_known_args()
     text = args.text or args.run
     if not args.figures:
+        train.main(["--out", str(args.run), "--text", str(text), *options])
         state = torch.load(args.run / "last.pth", map_location="cpu", weights_only=True)
         model = helpers.GPTModel(state["config"])
         model.load_state_dict(state["model"])

@@ -322,7 +322,7 @@ def main(arguments=None):
         row = {"step": step, "tokens": step * args.step_tokens, "window": inputs.shape[1]}
         row |= {"lr": lr, "train_nats": sum(losses) / len(losses)}
         with autocast:
-            row |= evaluate(model, args.text, min(256, args.context), device)
+            row |= evaluate(model, args.text, min(256, inputs.shape[1]), device)
         row = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
         log.append(row | {"seconds": round(seconds + spent)})
         losses = []
