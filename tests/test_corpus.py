@@ -12,8 +12,12 @@ from conftest import ROOT
 
 SCRIPT = ROOT / "data" / "gpt2-mini" / "corpus.py"
 MIRROR = Path(os.environ.get("COURSE_MIRROR", "-"))
-NOUNS = "otter kettle lantern orchard cobbler bridge candle heron basket shepherd".split()
-VERBS = "found carried followed painted mended watched hid borrowed polished sang".split()
+NOUNS = (
+    "otter kettle lantern orchard cobbler bridge candle heron basket shepherd".split()
+)
+VERBS = (
+    "found carried followed painted mended watched hid borrowed polished sang".split()
+)
 
 
 @pytest.fixture
@@ -25,9 +29,9 @@ def corpus(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_OFFLINE", "1")
     monkeypatch.setenv("COURSE_MIRROR", str(tmp_path / "mirror"))
     monkeypatch.setattr(module, "DOWNLOADS", tmp_path / "downloads")
-    monkeypatch.setattr(module, "COLLECTIONS", [1])
-    monkeypatch.setattr(module, "NOVELS", [2])
-    monkeypatch.setattr(module, "TALES_HELD_OUT_FROM", {1})
+    monkeypatch.setattr(module, "COLLECTIONS", ["1"])
+    monkeypatch.setattr(module, "NOVELS", ["2"])
+    monkeypatch.setattr(module, "ONE_PIECE", ["1"])
     return module
 
 
@@ -47,7 +51,8 @@ def book(tales):
     return (
         "\ufeffThe Project Gutenberg EBook of Tales\n\nLicence words.\n\n"
         "*** START OF THIS PROJECT GUTENBERG EBOOK TALES ***\n\nProduced by Nobody\n"
-        f"\n\n\nPREFACE\n\nThis preface is for elders.\n{parts}\n\nTHE END\n\nOUR CATALOGUE\n"
+        f"\n\n\nPREFACE\n\nThis preface is for elders.\n{parts}\n\nTHE END\n\n"
+        "OUR CATALOGUE\n"
         "\n\n*** END OF THIS PROJECT GUTENBERG EBOOK TALES ***\n\nTerms of use.\n"
     )
 
@@ -56,7 +61,10 @@ def book(tales):
 def mirror(corpus, tmp_path):
     """A mirror with two books and small stories, without the other sources."""
     for number in (1, 2):
-        tales = [(f"THE {noun.upper()}", tale(number * 20 + i)) for i, noun in enumerate(NOUNS)]
+        tales = [
+            (f"THE {noun.upper()}", tale(number * 20 + i))
+            for i, noun in enumerate(NOUNS)
+        ]
         path = tmp_path / "mirror" / "gutenberg" / f"pg{number}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(book(tales), encoding="utf-8")
@@ -69,10 +77,20 @@ def mirror(corpus, tmp_path):
 
 
 def test_header_front_matter_and_catalogue_go(corpus):
-    pieces = corpus.split_book(1, book([("THE POND", tale(1)), ("THE MOAT", tale(2))]))
+    pieces = corpus.split_book(
+        "1", book([("THE POND", tale(1)), ("THE MOAT", tale(2))])
+    )
     assert [piece.title for piece in pieces] == ["THE POND", "THE MOAT"]
     everything = "\n".join(piece.text for piece in pieces)
-    for word in ("Gutenberg", "Licence", "Produced", "elders", "Terms", "MOAT", "CATALOGUE"):
+    for word in (
+        "Gutenberg",
+        "Licence",
+        "Produced",
+        "elders",
+        "Terms",
+        "MOAT",
+        "CATALOGUE",
+    ):
         assert word not in everything
 
 
@@ -87,14 +105,18 @@ def test_paragraphs(corpus):
 
 
 def test_text_is_plain(corpus):
-    text = corpus.plain("\u201cA caf\u00e9\u201d \u2014 \u2018it\u2019s _here_\u2019\u2026")
+    text = corpus.plain(
+        "\u201cA caf\u00e9\u201d \u2014 \u2018it\u2019s _here_\u2019\u2026"
+    )
     assert text == "\"A cafe\"--'it's here'..."
 
 
 def test_notes_and_sources_go(corpus):
     text = tale(1).replace(".", "[1]. [Picture: DEEP] Yes.", 1)
     text = f"[Illustration: A POND [see\npage 3] DEEP]\n\n{text}\n\n[1] A footnote."
-    (piece,) = corpus.split_book(1, book([("THE POND", f"{text}\n\nFrom the Dutch.")]))
+    (piece,) = corpus.split_book(
+        "1", book([("THE POND", f"{text}\n\nFrom the Dutch.")])
+    )
     for word in ("[", "]", "footnote", "Dutch", "DEEP"):
         assert word not in piece.text
 
@@ -115,21 +137,23 @@ def test_headings(corpus, block, expected):
 
 
 def test_words_out_are_whole_words(corpus, monkeypatch):
-    out = corpus.Piece(1, "A", "They called him a Blackamoor there.")
-    kept = corpus.Piece(1, "B", "A raccoon and some jewels.")
-    named = corpus.Piece(1, "The Named Tale.", "Nothing.")
-    monkeypatch.setattr(corpus, "TITLES_OUT", {(1, "THE NAMED TALE")})
+    out = corpus.Piece("1", "A", "They called him a Blackamoor there.")
+    kept = corpus.Piece("1", "B", "A raccoon and some jewels.")
+    named = corpus.Piece("1", "The Named Tale.", "Nothing.")
+    monkeypatch.setattr(corpus, "TITLES_OUT", {"1 THE NAMED TALE"})
     assert corpus.drop_words([out, kept, named]) == [kept]
 
 
 def test_nothing_held_out_is_in_training(corpus, monkeypatch):
     monkeypatch.setattr(corpus, "HELD_OUT", 0.3)
-    tales = [corpus.Piece(1, f"The {noun}", tale(i)) for i, noun in enumerate(NOUNS)]
+    tales = [corpus.Piece("1", f"The {noun}", tale(i)) for i, noun in enumerate(NOUNS)]
     (held, *_) = filter(corpus.is_held_out, tales)
-    retold = corpus.Piece(2, f"Story of {held.title}", tale(50))
-    alike = corpus.Piece(2, "Other", tale(51) + held.text)
-    again = corpus.Piece(2, "Again", retold.text.replace("z5", "z6") + tale(52))
-    train, held_out = corpus.split({"tales": (tales, []), "novels": ([retold, alike, again], [])})
+    retold = corpus.Piece("2", f"Story of {held.title}", tale(50))
+    alike = corpus.Piece("2", "Other", tale(51) + held.text)
+    again = corpus.Piece("2", "Again", retold.text.replace("z5", "z6") + tale(52))
+    train, held_out = corpus.split(
+        {"tales": (tales, []), "novels": ([retold, alike, again], [])}
+    )
     assert 0 < len(held_out["tales"]) < 10
     assert train["novels"] == [again]
     assert not set(train["tales"]) & set(held_out["tales"])
@@ -157,7 +181,7 @@ def test_book_comes_from_its_address(corpus, mirror, tmp_path, monkeypatch):
 
     monkeypatch.delenv("COURSE_OFFLINE")
     monkeypatch.setattr(corpus.pooch, "retrieve", retrieve)
-    assert len(corpus.read_books([2])) == 10
+    assert len(corpus.read_books(["2"])) == 10
     assert (tmp_path / "downloads" / "gutenberg" / "pg2.txt").exists()
 
 
@@ -175,15 +199,23 @@ def test_full_disk_leaves_the_old_files(corpus, mirror, tmp_path, monkeypatch):
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
 
 
-@pytest.mark.skipif(not (MIRROR / "simple").is_dir(), reason="COURSE_MIRROR has no simple/")
+@pytest.mark.skipif(
+    not (MIRROR / "simple").is_dir(), reason="COURSE_MIRROR has no simple/"
+)
 def test_real_sources(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("corpus_under_test", SCRIPT)
     corpus = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(corpus)
-    monkeypatch.setattr(corpus, "COLLECTIONS", [902, 2781, 3282, 4018, 27903])
-    monkeypatch.setattr(corpus, "NOVELS", [11, 836])
-    tales, novels = corpus.read_books(corpus.COLLECTIONS), corpus.read_books(corpus.NOVELS)
-    assert {piece.book for piece in tales + novels} == {902, 2781, 3282, 4018, 27903, 11, 836}
+    monkeypatch.setattr(corpus, "COLLECTIONS", "902 2781 3282 4018 27903".split())
+    monkeypatch.setattr(corpus, "NOVELS", ["11", "836"])
+    tales, novels = (
+        corpus.read_books(corpus.COLLECTIONS),
+        corpus.read_books(corpus.NOVELS),
+    )
+    assert {piece.book for piece in tales + novels} == {
+        *corpus.COLLECTIONS,
+        *corpus.NOVELS,
+    }
     kept = corpus.drop_words(tales + novels)
     assert 10 < len(tales + novels) - len(kept) < 40
     for piece in kept:

@@ -35,7 +35,9 @@ def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     story = (ROOT / "data" / "the-ferryman.txt").read_text(encoding="utf-8")
     first, second = story[:8000], story[8000:16000]
-    (folder / "train-tinystories.txt").write_text(f"{first}<|endoftext|>{second}", "utf-8")
+    (folder / "train-tinystories.txt").write_text(
+        f"{first}<|endoftext|>{second}", "utf-8"
+    )
     (folder / "validation-tinystories.txt").write_text(story[16000:], "utf-8")
     (folder / "corpus.json").write_text("{}")
     return folder
@@ -95,13 +97,17 @@ def test_two_processes_give_the_same_curve(alone, text, tmp_path):
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said[-2000:]
     for name in ("train_nats", "tinystories_bits"):
-        np.testing.assert_allclose(column(read_log(tmp_path), name), column(rows, name), atol=5e-3)
+        np.testing.assert_allclose(
+            column(read_log(tmp_path), name), column(rows, name), atol=5e-3
+        )
 
 
 def test_another_seed_gives_another_curve(alone, text, tmp_path):
     """So the test above can fail."""
     other = run(text, tmp_path, "--seed", 7)
-    difference = np.subtract(column(other, "train_nats"), column(alone[1], "train_nats"))
+    difference = np.subtract(
+        column(other, "train_nats"), column(alone[1], "train_nats")
+    )
     assert np.abs(difference).max() > 0.02
 
 
@@ -135,7 +141,9 @@ def test_other_options_refuse_to_resume(alone, text, option):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(alone, text, monkeypatch, tmp_path):
-    (tmp_path / "last.pth").write_bytes(before := (alone[0] / "stable.pth").read_bytes())
+    (tmp_path / "last.pth").write_bytes(
+        before := (alone[0] / "stable.pth").read_bytes()
+    )
 
     def save(state, path):
         path.write_bytes(b"half")
@@ -175,7 +183,11 @@ def test_dialogues_keep_to_their_side_and_can_be_answered(words, kind):
             turns = exercises.make_dialogue(number, words, kind, reserved)
             assert turns == exercises.make_dialogue(number, words, kind, reserved)
             said = " ".join(message for message, _ in turns)
-            named = {w for w in said.replace(".", " ").replace("?", " ").split() if w in values}
+            named = {
+                w
+                for w in said.replace(".", " ").replace("?", " ").split()
+                if w in values
+            }
             named -= {"well", "number", "room"}  # words of the phrases
             assert all(exercises.is_reserved(word) == reserved for word in named), said
             answer = turns[-1][1]
@@ -187,7 +199,9 @@ def test_dialogues_keep_to_their_side_and_can_be_answered(words, kind):
 def test_larger_has_numbers_of_equal_length(words):
     for number in range(200):
         ((message, answer),) = exercises.make_dialogue(number, words, "larger")
-        a, b = (int(x) for x in "".join(c if c.isdigit() else " " for c in message).split())
+        a, b = (
+            int(x) for x in "".join(c if c.isdigit() else " " for c in message).split()
+        )
         assert len(str(a)) == len(str(b)) and a != b
         assert answer == f"{max(a, b)}."
 
@@ -198,12 +212,17 @@ def test_recall_has_two_facts_of_one_kind(words):
         thing = turns[-1][1].removeprefix("Your ").rsplit(" is ", 1)[0]
         told = " ".join(message for message, _ in turns[:-1])
         known = next(known for known in exercises.KNOWN if thing.endswith(known))
-        assert told.count(known) >= 2 and told.count(f"my {thing}") + told.count(f"My {thing}") == 1
+        assert (
+            told.count(known) >= 2
+            and told.count(f"my {thing}") + told.count(f"My {thing}") == 1
+        )
 
 
 def test_exercise_windows(words, alone, text):
     tokenizer = ship.helpers.BPETokenizer.load(text).to_tiktoken()
-    made = exercises.Exercises(words | {"word": ["so"]}, tokenizer, {"find": 1, "larger": 1})
+    made = exercises.Exercises(
+        words | {"word": ["so"]}, tokenizer, {"find": 1, "larger": 1}
+    )
     for i in range(40):
         inputs, targets = made.window(i, 128, 0.5)
         assert inputs.shape == targets.shape == (128,)

@@ -2,10 +2,11 @@
 
     python data/gpt2-mini/corpus.py [--out data/runs/gpt2-mini]
 
-Sources are looked for in `data/downloads/`, in the folder or address `COURSE_MIRROR`, and
-at their public addresses. What can't be had is named and left out. Each source becomes
-`train-SOURCE.txt` and `validation-SOURCE.txt`: whole stories, tales or conversations, each
-followed by `<|endoftext|>`. None that is held out stands in training, nor one like it.
+Sources are looked for in `data/downloads/`, in the folder or address `COURSE_MIRROR`,
+and at their public addresses. What can't be had is named and left out. Each source
+becomes `train-SOURCE.txt` and `validation-SOURCE.txt`: whole stories, tales or
+conversations, each followed by `<|endoftext|>`. No held-out text is in training, nor
+one like it.
 """
 
 import argparse
@@ -15,7 +16,6 @@ import re
 import sys
 import unicodedata
 import zlib
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,47 +30,57 @@ END = "<|endoftext|>"
 GUTENBERG = "https://www.gutenberg.org/cache/epub/{0}/pg{0}.txt"
 TINYSTORIES = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/"
 
-# Project Gutenberg's numbers. Collections hold whole tales, the other books chapters.
-COLLECTIONS = [
-    *(128, 236, 503, 540, 640, 641, 902, 1937, 2435, 2591, 2781, 3027, 3282, 3454, 4018),
-    *(5615, 6746, 7128, 7277, 7439, 7885, 14241, 27200, 27826, 496, 572, 677, 1751, 2892),
-    *(3230, 5312, 5834, 7871, 10935, 11339, 12067, 16259, 18811, 19713, 20552, 23661),
-    *(25513, 25555, 26019, 27903, 29939, 30129, 30973, 32217, 32326, 33002, 35377, 35820),
-    *(36385, 36696, 37193, 37396, 37995, 38070, 38112, 38208, 49913, 63383),
-]
-NOVELS = [
-    *(11, 12, 45, 46, 47, 51, 54, 55, 103, 111, 113, 120, 125, 146, 157, 215, 225, 271),
-    *(286, 289, 316, 384, 419, 420, 440, 479, 485, 486, 498, 500, 514, 517, 518, 520, 544),
-    *(573, 708, 709, 764, 770, 778, 836, 837, 910, 956, 957, 959, 960, 1354, 1448, 1450),
-    *(1874, 1901, 2726, 2770, 2786, 2788, 2804, 3028, 3031, 3048, 3499, 3536, 3748, 3795),
-    *(3796, 4356, 4358, 5141, 5341, 5342, 5343, 5417, 5632, 5830, 5977, 6100, 6380, 6471),
-    *(7498, 8994, 8995, 10226, 10540, 10724, 11140, 12741, 14475, 14710, 15727, 17175),
-    *(18275, 18666, 19078, 19360, 20606, 21037, 21044, 21048, 21099, 22377, 23622, 24632),
-    *(24874, 24875, 24876, 24877, 24878, 25299, 25496, 25564, 25581, 26041, 26085, 26122),
-    *(26646, 27951, 28552, 28619, 28776, 28804, 28961, 31387, 32094, 32241, 32393, 32466),
-    *(34808, 35930, 39748, 47166, 50361, 52907, 55737, 57799),
-]  # of the mirror's 206, 36 1013 1661 3674 4792 7006 8745 (hard style) and 46145 are left out
-TALK = {"persona": "synthetic-persona-chat", "topical": "topical-chat"}
-TALES_HELD_OUT_FROM = {902, 2435, 2591, 2781, 3027, 3282, 3454, 4018, 5615, 6746, 7128}
-TALES_HELD_OUT_FROM |= {640, 641, 7277, 7439, 7885, 14241, 27826}  # each tale in one piece
+# Project Gutenberg's numbers. Collections hold whole tales, novels chapters. Of the
+# mirror's 206 are left out: 36 1013 1661 3674 4792 7006 8745 (hard style), 46145.
+COLLECTIONS = """
+    128 236 503 540 640 641 902 1937 2435 2591 2781 3027 3282 3454 4018 5615 6746 7128
+    7277 7439 7885 14241 27200 27826 496 572 677 1751 2892 3230 5312 5834 7871 10935
+    11339 12067 16259 18811 19713 20552 23661 25513 25555 26019 27903 29939 30129 30973
+    32217 32326 33002 35377 35820 36385 36696 37193 37396 37995 38070 38112 38208 49913
+    63383
+""".split()
+NOVELS = """
+    11 12 45 46 47 51 54 55 103 111 113 120 125 146 157 215 225 271 286 289 316 384 419
+    420 440 479 485 486 498 500 514 517 518 520 544 573 708 709 764 770 778 836 837 910
+    956 957 959 960 1354 1448 1450 1874 1901 2726 2770 2786 2788 2804 3028 3031 3048
+    3499 3536 3748 3795 3796 4356 4358 5141 5341 5342 5343 5417 5632 5830 5977 6100 6380
+    6471 7498 8994 8995 10226 10540 10724 11140 12741 14475 14710 15727 17175 18275
+    18666 19078 19360 20606 21037 21044 21048 21099 22377 23622 24632 24874 24875 24876
+    24877 24878 25299 25496 25564 25581 26041 26085 26122 26646 27951 28552 28619 28776
+    28804 28961 31387 32094 32241 32393 32466 34808 35930 39748 47166 50361 52907 55737
+    57799
+""".split()
+ONE_PIECE = """
+    640 641 902 2435 2591 2781 3027 3282 3454 4018 5615 6746 7128 7277 7439 7885 14241
+    27826
+""".split()  # collections that print each tale in one piece: some are held out
 
-WORDS_OUT = """nigger niggers negro negroes negress negresses blackamoor blackamoors darky
-    darkies coon coons pickaninny piccaninny chinaman chinamen redskin redskins squaw squaws
+WORDS_OUT = """
+    nigger niggers negro negroes negress negresses blackamoor blackamoors darky darkies
+    coon coons pickaninny piccaninny chinaman chinamen redskin redskins squaw squaws
     hottentot hottentots kaffir kaffirs mulatto cannibal cannibals jew jews jewess gipsy
-    gipsies gypsy gypsies savages injun injuns lascar lascars
-    sex sexy rape suicide bitch fuck fucking shit porn""".split()
+    gipsies gypsy gypsies savages injun injuns lascar lascars sex sexy rape suicide
+    bitch fuck fucking shit porn
+""".split()
 PHRASES_OUT = [
     r"red indians?",
-    r"(?:black|coloured|colored) (?:slaves?|man|men|wom[ae]n|boys?|servants?|people)",
+    r"(?:black|coloured|colored) (?:slaves?|m[ae]n|wom[ae]n|boys?|servants?|people)",
 ]
-TITLES_OUT = {  # whatever their words
-    *((836, "THE TOPLESS TOWER"), (836, "THE QUEEN COOK"), (573, "THE MERCHANT OF VENICE")),
-    *((2781, "HOW THE LEOPARD GOT HIS SPOTS"), (3282, "THE ENCHANTED HEAD")),
-    *((3282, "WHAT THE ROSE DID TO THE CYPRESS"), (6746, "UDEA AND HER SEVEN BROTHERS")),
-    *((6746, "THE STORY OF DSCHEMIL AND DSCHEMILA"), (19713, "THE GIRL IN THE CHEST")),
-    *((6746, "THE STORY OF THE THREE SONS OF HALI"), (7871, "SANTA KLAAS AND BLACK PETE")),
-    *((25496, "OVER THE WATER TO CHINA"), (37396, "THE DROWNED BUCCANEER")),
-}
+TITLES_OUT = """
+573 THE MERCHANT OF VENICE
+836 THE QUEEN COOK
+836 THE TOPLESS TOWER
+2781 HOW THE LEOPARD GOT HIS SPOTS
+3282 THE ENCHANTED HEAD
+3282 WHAT THE ROSE DID TO THE CYPRESS
+6746 THE STORY OF DSCHEMIL AND DSCHEMILA
+6746 THE STORY OF THE THREE SONS OF HALI
+6746 UDEA AND HER SEVEN BROTHERS
+7871 SANTA KLAAS AND BLACK PETE
+19713 THE GIRL IN THE CHEST
+25496 OVER THE WATER TO CHINA
+37396 THE DROWNED BUCCANEER
+""".splitlines()  # whatever their words
 SHORTEST = 600  # characters of a tale or chapter
 # Shares of 8-word runs, in books and in short texts, ...
 REPEATED = {True: 0.3, False: 0.5}  # ... that make a text a repeat
@@ -79,7 +89,8 @@ HELD_OUT = 0.05  # of the tales in the books above, of storybooks and of convers
 
 OUT = re.compile(rf"\b(?:{'|'.join(WORDS_OUT + PHRASES_OUT)})\b", re.IGNORECASE)
 BRACKETS = re.compile(
-    r"\[(?:Illustration|Picture|Footnote|Transcriber|FN#)[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]",
+    r"\[(?:Illustration|Picture|Footnote|Transcriber|FN#)[^\[\]]*"
+    r"(?:\[[^\[\]]*\][^\[\]]*)*\]",
     re.IGNORECASE,
 )
 NOTE_SIGNS = re.compile(r" ?(?:\[(?:(?:FN#)?\d+|[*+A-Z])\]|\((?:\d{1,2}|\*)\))")
@@ -93,10 +104,11 @@ PART_OF_TALE = re.compile(
     re.IGNORECASE,
 )
 FRONT = re.compile(
-    r"(?:the )?(?:preface|introduct|(?:table of )?contents|dedicat|author's note|foreword"
-    r"|to my readers|to the friendly reader|(?:list of )?(?:full.page )?illustrations|plates"
-    r"|coloured plates|transcriber|preparer|footnotes?|notes|glossary|to the hesitating"
-    r"|oyez|the end|finis|index|bibliography|advertise|by$|books by|other books)",
+    r"(?:the )?(?:preface|introduct|(?:table of )?contents|dedicat|author's note"
+    r"|foreword|to my readers|to the friendly reader|to the hesitating|oyez"
+    r"|(?:list of )?(?:full.page )?illustrations|plates|coloured plates|transcriber"
+    r"|preparer|footnotes?|notes|glossary|the end|finis|index|bibliography|advertise"
+    r"|by$|books by|other books)",
     re.IGNORECASE,
 )
 TITLE_PAGE = re.compile(
@@ -121,9 +133,9 @@ PLAIN = str.maketrans(
 
 
 class Piece(NamedTuple):
-    """A story, tale, chapter or conversation; `book` is its number or source."""
+    """A story, tale, chapter or conversation; `book` is its number or its file."""
 
-    book: int | str
+    book: str
     title: str
     text: str
 
@@ -356,7 +368,7 @@ def drop_words(pieces):
     return [
         piece
         for piece in pieces
-        if (piece.book, piece.title.upper().rstrip(".")) not in TITLES_OUT
+        if f"{piece.book} {piece.title.upper().rstrip('.')}" not in TITLES_OUT
         and not OUT.search(f"{piece.title} {piece.text}")
     ]
 
@@ -373,7 +385,7 @@ def drop_repeats(pieces, seen, limits, remember=False):
     kept = []
     for piece in pieces:
         codes = shingles(piece.text)
-        if len(codes & seen) <= limits[isinstance(piece.book, int)] * len(codes):
+        if len(codes & seen) <= limits[piece.book.isdigit()] * len(codes):
             kept.append(piece)
             if remember:
                 seen |= codes
@@ -383,8 +395,8 @@ def drop_repeats(pieces, seen, limits, remember=False):
 def is_held_out(piece):
     """Choose texts by a checksum, from books only whole tales of moderate length."""
     key = f"{piece.book} {piece.title}" if piece.title else piece.text
-    is_book = isinstance(piece.book, int)
-    is_whole = piece.book in TALES_HELD_OUT_FROM and len(piece.text) <= 30_000
+    is_book = piece.book.isdigit()
+    is_whole = piece.book in ONE_PIECE and len(piece.text) <= 30_000
     return zlib.crc32(key.encode()) < HELD_OUT * 2**32 and (is_whole or not is_book)
 
 
@@ -414,19 +426,28 @@ def split(sources):
     return train, held_out
 
 
+def read_sources():
+    """Return each source's texts, and those held out if they come apart."""
+    storybooks = read_texts("pratham-books/stories.txt")
+    storybooks += read_texts("african-storybook/stories.txt")
+    persona = read_texts("synthetic-persona-chat/conversations.txt")
+    topical = read_texts("topical-chat/conversations.txt")
+    return {
+        "tinystories": read_tinystories(),
+        "tales": (read_books(COLLECTIONS), []),
+        "novels": (read_books(NOVELS), []),
+        "storybooks": (storybooks, []),
+        "persona": (list(map(as_dialogue, persona)), []),
+        "topical": (list(map(as_dialogue, topical)), []),
+    }
+
+
 def build_corpus(out):
-    """Write each source's two texts and `corpus.json` to a folder; return the latter."""
-    sources = {"tinystories": read_tinystories()}
-    sources |= {"tales": (read_books(COLLECTIONS), []), "novels": (read_books(NOVELS), [])}
-    books = ("pratham-books", "african-storybook")
-    sources["storybooks"] = (sum((read_texts(f"{b}/stories.txt") for b in books), []), [])
-    for name in ("persona", "topical"):
-        texts = read_texts(f"{TALK[name]}/conversations.txt")
-        sources[name] = (list(map(as_dialogue, texts)), [])
+    """Write each source's two texts and `corpus.json` to a folder; return the last."""
+    train, held_out = split(read_sources())
     report = {}
-    train, held_out = split(sources)
-    for name, (pieces, validation) in sources.items():
-        report[name] = {"found": len(pieces) + len(validation)}
+    for name in train:
+        report[name] = {}
         for part, kept in (("train", train[name]), ("validation", held_out[name])):
             text = "".join(piece.text + END for piece in kept)
             report[name][part] = {"texts": len(kept), "characters": len(text)}

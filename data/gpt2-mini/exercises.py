@@ -1,8 +1,8 @@
-"""Exercises beside the texts: rows of tokens to copy, and dialogues whose answers are known.
+"""Exercises: rows of tokens to copy, and dialogues whose answers are known.
 
-Stories teach a small model to go on in a plausible way, not to look back. These can't be
-solved in another way. Everything is made on the fly from a seed. The dialogue tasks are
-those of chapter 7; contents for which `is_reserved` is true are kept out for its tests.
+Stories teach a small model to go on in a plausible way, not to look back. These can't
+be solved in another way. Everything is made on the fly from a seed. The dialogue tasks
+are those of chapter 7; contents for which `is_reserved` is true are kept for its tests.
 """
 
 import json
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-# The dialogue tasks ---------------------------------------------------------------------
+# The dialogue tasks: functions of a `Contents`, which return pairs (message, answer).
 
-PEOPLE = "sister brother cousin teacher doctor neighbour friend aunt uncle mother".split()
-KNOWN = {  # what can be known of a person: where its values come from
+PEOPLE = "sister brother cousin teacher doctor neighbour friend aunt uncle mother"
+KNOWN = {  # what can be known of a person, and the kind of its values
     "name": "name",
     "home town": "place",
     "favourite animal": "animal",
@@ -26,36 +26,49 @@ KNOWN = {  # what can be known of a person: where its values come from
     "room number": "number",
 }
 PHRASES = {
-    "tell": ["My {t} is {v}.", "My {t}: {v}.", "Remember that my {t} is {v}.",
-             "Hello! My {t} is {v}.", "By the way, my {t} is {v}.", "You know, my {t} is {v}.",
-             "Please note that my {t} is {v}.", "Here is a fact: my {t} is {v}."],
-    "heard": ["I see.", "Thank you.", "I will remember it.", "Good.", "All right.",
-              "Your {t} is {v}.", "So your {t} is {v}.", "I see, your {t} is {v}."],
-    "change": ["No, my {t} is {v}.", "I was wrong. My {t} is {v}.", "Sorry, my {t} is {v}.",
-               "Now my {t} is {v}.", "That was a mistake: my {t} is {v}."],
-    "ask": ["What is my {t}?", "Tell me my {t}.", "Do you remember my {t}?",
-            "Can you say what my {t} is?", "Please tell me what my {t} is.",
-            "What did I say my {t} was?", "I forgot my {t}. What is it?"],
-    "larger": ["Which is larger, {a} or {b}?", "Which number is bigger: {a} or {b}?",
-               "Name the larger number: {a}, {b}.", "Is {a} or {b} more?"],
-    "repeat": ["Repeat: {s}", "Say this: {s}", "Repeat after me: {s}", "Please say: {s}",
-               "Write the same words: {s}", "Say it again: {s}"],
-    "reverse": ["Reverse: {s}", "Say it backwards: {s}", "Turn the words around: {s}",
-                "Put these words in the opposite order: {s}"],
-}  # fmt: skip
-SENTENCES = ["The {quality} {animal} {deed} the {object}.", "{name} {deed} the {animal}.",
-             "{name} {deed} a {quality} {object}.", "The {object} is in the {spot}.",
-             "{name} and {name} went to {place}.", "{name} has {number} {quality} things."]  # fmt: skip
-DEEDS = {"put": ("put", "in"), "found": ("find", "in"), "left": ("leave", "near"),
-         "saw": ("see", "under"), "took": ("take", "to"), "lost": ("lose", "at")}  # fmt: skip
-SMALL_TALK = [("How are you?", "I am well, thank you."), ("Good morning!", "Good morning!"),
-              ("Are you there?", "Yes, I am here."), ("Thank you.", "You are welcome."),
-              ("Can we go on?", "Yes, let us go on."), ("Hello!", "Hello!")]  # fmt: skip
+    "tell": """My {t} is {v}.|My {t}: {v}.|Remember that my {t} is {v}.
+        |Hello! My {t} is {v}.|By the way, my {t} is {v}.|You know, my {t} is {v}.
+        |Please note that my {t} is {v}.|Here is a fact: my {t} is {v}.""",
+    "heard": """I see.|Thank you.|I will remember it.|Good.|All right.
+        |Your {t} is {v}.|So your {t} is {v}.|I see, your {t} is {v}.""",
+    "change": """No, my {t} is {v}.|I was wrong. My {t} is {v}.|Sorry, my {t} is {v}.
+        |Now my {t} is {v}.|That was a mistake: my {t} is {v}.""",
+    "ask": """What is my {t}?|Tell me my {t}.|Do you remember my {t}?
+        |Can you say what my {t} is?|Please tell me what my {t} is.
+        |What did I say my {t} was?|I forgot my {t}. What is it?""",
+    "larger": """Which is larger, {a} or {b}?|Which number is bigger: {a} or {b}?
+        |Name the larger number: {a}, {b}.|Is {a} or {b} more?""",
+    "repeat": """Repeat: {s}|Say this: {s}|Repeat after me: {s}|Please say: {s}
+        |Write the same words: {s}|Say it again: {s}""",
+    "reverse": """Reverse: {s}|Say it backwards: {s}|Turn the words around: {s}
+        |Put these words in the opposite order: {s}""",
+    "sentence": """The {quality} {animal} {deed} the {object}.
+        |{name} {deed} the {animal}.|{name} {deed} a {quality} {object}.
+        |The {object} is in the {spot}.|{name} and {name} went to {place}.
+        |{name} has {number} {quality} things.""",
+}
+PHRASES = {key: re.split(r"\s*\|", phrases) for key, phrases in PHRASES.items()}
+DEEDS = {  # what is said to have been done: the verb in questions, and where
+    "put": ("put", "in"),
+    "found": ("find", "in"),
+    "left": ("leave", "near"),
+    "saw": ("see", "under"),
+    "took": ("take", "to"),
+    "lost": ("lose", "at"),
+}
+SMALL_TALK = [
+    ("How are you?", "I am well, thank you."),
+    ("Good morning!", "Good morning!"),
+    ("Are you there?", "Yes, I am here."),
+    ("Thank you.", "You are welcome."),
+    ("Can we go on?", "Yes, let us go on."),
+    ("Hello!", "Hello!"),
+]
 UNKNOWN = "You haven't told me."
 
 
 def is_reserved(content):
-    """Say whether a word, name or number is kept for tests: one in eight, by checksum."""
+    """Say whether a word, name or number is kept for tests: about one in eight."""
     return zlib.crc32(str(content).lower().encode("utf-8")) % 8 == 0
 
 
@@ -91,9 +104,9 @@ class Contents:
 
 
 def draw_facts(c, count):
-    """Return facts of one kind about several people, `{thing: value}`, and others' things."""
+    """Facts of one kind, `{thing: value}`, and two things that weren't told."""
     known, kind = c.rng.choice(list(KNOWN.items()))
-    people = c.rng.sample(["", *PEOPLE], count + 1)
+    people = c.rng.sample(["", *PEOPLE.split()], count + 1)
     things = [f"{person}'s {known}" if person else known for person in people]
     facts = {thing: c.draw(kind) for thing in things[:count]}
     other = c.rng.choice([k for k in KNOWN if k != known])  # of a person that was named
@@ -105,7 +118,9 @@ def tell(c, facts, how="tell"):
     if len(facts) > 1 and c.rng.random() < 0.3:
         told = " and ".join(f"my {t} is {v}" for t, v in facts.items())
         return [(f"{told[0].upper()}{told[1:]}.", c.rng.choice(PHRASES["heard"][:5]))]
-    return [(c.phrase(how, t=t, v=v), c.phrase("heard", t=t, v=v)) for t, v in facts.items()]
+    return [
+        (c.phrase(how, t=t, v=v), c.phrase("heard", t=t, v=v)) for t, v in facts.items()
+    ]
 
 
 def ask(c, facts, thing):
@@ -126,7 +141,11 @@ def chatter(c, count):
 def recall(c, between=0):
     """Two or three facts of one kind; one of them is asked for."""
     facts, _ = draw_facts(c, c.rng.randint(2, 3))
-    return [*tell(c, facts), *chatter(c, between), ask(c, facts, c.rng.choice(list(facts)))]
+    return [
+        *tell(c, facts),
+        *chatter(c, between),
+        ask(c, facts, c.rng.choice(list(facts))),
+    ]
 
 
 def later(c):
@@ -150,7 +169,11 @@ def corrected(c):
 def unknown(c):
     """One to three facts, and a question about another that was never told."""
     facts, others = draw_facts(c, c.rng.randint(1, 3))
-    return [*tell(c, facts), *chatter(c, c.rng.randint(0, 1)), ask(c, {}, c.rng.choice(others))]
+    return [
+        *tell(c, facts),
+        *chatter(c, c.rng.randint(0, 1)),
+        ask(c, {}, c.rng.choice(others)),
+    ]
 
 
 def find(c):
@@ -183,7 +206,7 @@ def repeat(c):
     """Say the same words or the same sentence."""
     text = " ".join(c.row(2, 6))
     if c.rng.random() < 0.5:
-        sentence = c.rng.choice(SENTENCES)
+        sentence = c.rng.choice(PHRASES["sentence"])
         text = re.sub(r"{(\w+)}", lambda found: c.draw(found[1]), sentence)
     return [(c.phrase("repeat", s=text), text)]
 
@@ -194,25 +217,27 @@ def reverse(c):
     return [(c.phrase("reverse", s=" ".join(words)), " ".join(reversed(words)))]
 
 
-TASKS = {task.__name__: task for task in (recall, later, corrected, unknown, find, larger,
-                                          repeat, reverse)}  # fmt: skip
+TASKS = [recall, later, corrected, unknown, find, larger, repeat, reverse]
+TASKS = {task.__name__: task for task in TASKS}
 
 
 def make_dialogue(number, words, kind=None, reserved=False):
-    """Return a dialogue, pairs of message and answer: the same for the same arguments."""
+    """A dialogue, pairs (message, answer): always the same for the same arguments."""
     rng = random.Random(f"{number} {reserved}")
     kind = kind or rng.choice(list(TASKS))
     return TASKS[kind](Contents(rng, words, reserved))
 
 
-# Windows for training -------------------------------------------------------------------
+# Windows for training
 
-SYLLABLES = """ba be bo da do el en fi ga hu il jo ka ke la li lo ma me mi mo na ne no or pa
-    pe ra ri ro sa se so ta te ti to ul va ve vi wi ya""".split()
+SYLLABLES = """
+    ba be bo da do el en fi ga hu il jo ka ke la li lo ma me mi mo na ne no or pa pe ra
+    ri ro sa se so ta te ti to ul va ve vi wi ya
+""".split()
 
 
 def training_words(text, rare=5):
-    """Return the contents of exercises: chapter 7's lists, a text's words, made-up names."""
+    """The contents of exercises: chapter 7's, a text's words, made-up names."""
     lists = Path(__file__).resolve().parents[1] / "dialogues.json"
     words = json.loads(lists.read_text(encoding="utf-8"))["contents"]
     counts = Counter(re.findall(r"(?<=[a-z,;] )[A-Za-z]{3,10}\b", text))
@@ -221,7 +246,9 @@ def training_words(text, rare=5):
     for kind in ("object", "spot"):
         words[kind] += rng.sample(plain, min(400, len(plain)))
     for kind in ("name", "place"):
-        made_up = ("".join(rng.choices(SYLLABLES, k=rng.randint(2, 3))) for _ in range(400))
+        made_up = (
+            "".join(rng.choices(SYLLABLES, k=rng.randint(2, 3))) for _ in range(400)
+        )
         words[kind] += [name.title() for name in made_up]
     return words | {"word": plain}
 
@@ -230,7 +257,7 @@ class Exercises:
     """Windows `(inputs, targets)` of exercises, number i always the same.
 
     Targets that nobody could know (the first showing of a row, what the user says) are
-    -100, which the loss leaves out. `weights` says how often each kind of dialogue comes.
+    -100, which the loss leaves out. `weights` has the shares of the dialogues' kinds.
     """
 
     def __init__(self, words, tokenizer, weights):

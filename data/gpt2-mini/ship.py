@@ -1,18 +1,17 @@
-"""Make gpt2-mini: corpus, tokenizer, training, files in OpenAI's format, the card's figures.
+"""Make gpt2-mini: corpus, tokenizer, training, OpenAI's files, the card's figures.
 
     python data/gpt2-mini/ship.py [--run data/runs/gpt2-mini] [--to data/gpt2-mini]
-    python data/gpt2-mini/ship.py --figures FOLDER ...       # of any models, side by side
+    python data/gpt2-mini/ship.py --figures FOLDER ...       # of any models
 
-What is done already isn't done again, and a training that was stopped goes on (train.py, whose
-options are taken here too). The figures are those of the files as written, with 16-bit floats,
-read back from the disk.
+What is done already isn't done again, and a training that was stopped goes on
+(train.py, whose options are taken here too). The figures are those of the files as
+written, with 16-bit floats, read back from the disk.
 """
 
 import argparse
 import json
 import math
 import os
-import random
 import shutil
 import sys
 from collections import Counter
@@ -36,7 +35,11 @@ HERE = Path(__file__).resolve().parent
 TEMPERATURES = (0.0, 0.5, 0.8)
 PROMPTS = [
     *("Once upon a time", "One day, a little girl named Sue", "Tom had a red ball."),
-    *("The old woman said", "There was once a king who", '"Where are you going?" asked'),
+    *(
+        "The old woman said",
+        "There was once a king who",
+        '"Where are you going?" asked',
+    ),
     *("The dog ran to", "It was a cold day, and", "Mom said to Ben,"),
     *("In the forest there lived", "Lily was sad because", "The three brothers"),
 ]
@@ -62,7 +65,11 @@ def write_gpt2_checkpoint(folder, model, tokenizer, dtype="float16"):
     folder, cfg = Path(folder).resolve(), model.cfg
     tensors = openai_tensors(model, dtype)
     hparams = {"n_vocab": cfg["vocab_size"], "n_ctx": cfg["context_length"]}
-    hparams |= {"n_embd": cfg["emb_dim"], "n_head": cfg["n_heads"], "n_layer": cfg["n_layers"]}
+    hparams |= {
+        "n_embd": cfg["emb_dim"],
+        "n_head": cfg["n_heads"],
+        "n_layer": cfg["n_layers"],
+    }
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -76,7 +83,9 @@ def write_gpt2_checkpoint(folder, model, tokenizer, dtype="float16"):
             tensors=list(map(tf.constant, tensors.values())),
         )
         folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(temporary.iterdir(), key=lambda path: path.suffix == ".index"):
+        for path in sorted(
+            temporary.iterdir(), key=lambda path: path.suffix == ".index"
+        ):
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -110,7 +119,7 @@ def counted_bits(train_ids, ids, vocab_size, characters):
 
 @torch.no_grad()
 def copy_loss(model, count=8):
-    """The loss, in nats a token, on the second half of random tokens that come twice."""
+    """The loss, in nats a token, on random tokens that come the second time."""
     half = model.cfg["context_length"] // 2
     draws = torch.Generator().manual_seed(0)
     ids = torch.randint(model.cfg["vocab_size"] - 1, (count, half), generator=draws)
@@ -142,7 +151,9 @@ def continue_text(model, tokenizer, prompt, temperature=0.0, tokens=80):
     helpers.set_seed(123)
     ids = torch.tensor([tokenizer.encode_ordinary(prompt)])
     context = model.cfg["context_length"]
-    ids = helpers.generate(model, ids, tokens, context, temperature, eos_id=tokenizer.eot_token)
+    ids = helpers.generate(
+        model, ids, tokens, context, temperature, eos_id=tokenizer.eot_token
+    )
     return tokenizer.decode(ids[0].tolist())
 
 
@@ -164,9 +175,11 @@ def figures(folder, text, words):
     result["copying, nats a token"] = copy_loss(model)
     for kind in TASKS:
         result[f"exact match, {kind}"] = exact_match(model, tokenizer, words, kind)
-    shares = [repeated_share(continue_text(model, tokenizer, prompt)) for prompt in PROMPTS]
+    shares = [
+        repeated_share(continue_text(model, tokenizer, prompt)) for prompt in PROMPTS
+    ]
     result["repeated 4-grams, greedy"] = sum(shares) / len(shares)
-    result["prompts with over 20% of them"] = sum(share > 0.2 for share in shares)
+    result["prompts with over 20%"] = sum(share > 0.2 for share in shares)
     return result
 
 
@@ -187,7 +200,9 @@ def plot_log(log, path):
     axes[0].plot(tokens, log["tinystories_bits"], label="small stories")
     axes[0].plot(tokens, log["tales_bits"], label="old tales")
     axes[0].set(ylabel="bits per character, held-out text", ylim=(0.5, 2.5))
-    axes[1].plot(tokens, log["copy_nats"], color="tab:green", label="copying random tokens")
+    axes[1].plot(
+        tokens, log["copy_nats"], color="tab:green", label="copying random tokens"
+    )
     axes[1].set(ylabel="nats per token", ylim=(0, None))
     for ax in axes:
         ax.set(xlabel="tokens read (millions)")
@@ -199,9 +214,13 @@ def plot_log(log, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=helpers.RUNS / "gpt2-mini")
-    parser.add_argument("--text", type=Path, help="folder of the corpus; by default, --run")
+    parser.add_argument(
+        "--text", type=Path, help="folder of the corpus; by default, --run"
+    )
     parser.add_argument("--to", type=Path, default=HERE)
-    parser.add_argument("--figures", type=Path, nargs="+", help="print only figures of models")
+    parser.add_argument(
+        "--figures", type=Path, nargs="+", help="print only figures of models"
+    )
     args, options = parser.parse_known_args()
     text = args.text or args.run
     if not args.figures:
@@ -212,8 +231,13 @@ def main():
         write_gpt2_checkpoint(args.to, model, helpers.BPETokenizer.load(text))
         shutil.copyfile(args.run / "log.csv", args.to / "log.csv")
         plot_log(pd.read_csv(args.to / "log.csv"), args.to / "log.png")
-    words = json.loads((HERE.parent / "dialogues.json").read_text(encoding="utf-8"))["contents"]
-    table = {folder.name: figures(folder, text, words) for folder in args.figures or [args.to]}
+    words = json.loads((HERE.parent / "dialogues.json").read_text(encoding="utf-8"))[
+        "contents"
+    ]
+    table = {
+        folder.name: figures(folder, text, words)
+        for folder in args.figures or [args.to]
+    }
     print(pd.DataFrame(table).to_string(float_format="{:.3f}".format))
     for name in ("tinystories", "tales"):
         held_out = text / f"validation-{name}"

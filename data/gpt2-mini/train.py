@@ -3,14 +3,14 @@
     python data/gpt2-mini/train.py [--out data/runs/gpt2-mini]        # one CPU or GPU
     torchrun --nproc-per-node 2 data/gpt2-mini/train.py [--out ...]   # several
 
-The defaults are the recipe of the shipped model. What is missing is made first: the corpus
-and the tokenizer. A run that was stopped, or killed, goes on with the same command and ends
-with the same weights. Several processes share the windows of each step, so that the curve
-doesn't depend on their number.
+The defaults are the recipe of the shipped model. What is missing is made first: the
+corpus and the tokenizer. A run that was stopped, or killed, goes on with the same
+command and ends with the same weights. Several processes share the windows of each
+step, so that the curve doesn't depend on their number.
 
-The learning rate rises, stays, and falls to zero over the last part of `--tokens`. Nothing
-before that part depends on `--tokens`: a run may be prolonged from `stable.pth`, its state
-before the fall (copy it to `last.pth`). README.md says what was run, and why so.
+The learning rate rises, stays, and falls to zero over the last part of `--tokens`.
+Nothing before that part depends on `--tokens`: a run may be prolonged from its state
+before the fall, `stable.pth` (copy it to `last.pth`). README.md says what was run.
 """
 
 import argparse
@@ -44,21 +44,35 @@ MIX = {  # share of the windows
     "topical": 0.02,
     "exercises": 0.30,
 }
-ROWS = 0.5, 0.2  # shares of rows of random tokens among the exercises: short windows, longer
-DIALOGUES = dict(recall=2, later=2, corrected=1, unknown=2, find=3, larger=3, repeat=1, reverse=2)
-SHORT, SHORT_TOKENS = 128, 3e6  # first windows of 128 tokens: copying is learnt sooner
-CYCLE = (256, 256, 512)  # then these in turn, and 512 while the learning rate falls
+ROWS = 0.5, 0.2  # share of rows among the exercises: in short windows, in longer ones
+DIALOGUES = {  # how often each kind comes among the others
+    "recall": 2,
+    "later": 2,
+    "corrected": 1,
+    "unknown": 2,
+    "find": 3,
+    "larger": 3,
+    "repeat": 1,
+    "reverse": 2,
+}
+SHORT, SHORT_TOKENS = 128, 3e6  # short windows first: copying is learnt sooner
+CYCLE = 256, 256, 512  # then these in turn, and 512 while the learning rate falls
 FALL = 0.3  # share of the run in which it falls
-LEARN_FROM = {"tinystories": 6e6, "tales": 3e6, "storybooks": 1e6, "persona": 1e6}  # characters
+LEARN_FROM = {  # characters that the tokenizer is trained on
+    "tinystories": 6_000_000,
+    "tales": 3_000_000,
+    "storybooks": 1_000_000,
+    "persona": 1_000_000,
+}
 
 
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--out", type=Path, default=helpers.RUNS / "gpt2-mini", help="folder of the run")
-    add("--text", type=Path, help="folder of the corpus; by default, that of the run")
+    add("--out", type=Path, default=helpers.RUNS / "gpt2-mini", help="folder")
+    add("--text", type=Path, help="folder of the corpus; by default, --out")
     add("--tokens", type=float, default=20e6, help="tokens to train on, in all")
-    add("--step-tokens", type=int, default=4096, help="tokens of a step, of all processes")
+    add("--step-tokens", type=int, default=4096, help="tokens of a step, in all")
     add("--vocab", type=int, default=8192)
     add("--context", type=int, default=512)
     add("--layers", type=int, default=6)
@@ -76,19 +90,19 @@ def parse_arguments(arguments=None):
 
 
 def prepare(folder, vocab_size):
-    """Make the corpus, the tokenizer, the token files and the exercises' words, if missing."""
+    """Make what is missing of corpus, tokenizer, ids and words of the exercises."""
     if not (folder / "corpus.json").exists():
         print(corpus.build_corpus(folder))
     texts = {path.stem: path for path in sorted(folder.glob("*-*.txt"))}
     texts = {name: path for name, path in texts.items() if path.stat().st_size}
     if not (folder / "encoder.json").exists():
-        parts = [read(texts[f"train-{name}"])[: int(n)]
-                 for name, n in LEARN_FROM.items() if f"train-{name}" in texts]  # fmt: skip
+        learnt = {f"train-{name}": size for name, size in LEARN_FROM.items()}
+        parts = [read(texts[n])[:size] for n, size in learnt.items() if n in texts]
         tokenizer = helpers.BPETokenizer()
         tokenizer.train("".join(parts), vocab_size, [corpus.END])
         tokenizer.save(folder)
     tokenizer = helpers.BPETokenizer.load(folder).to_tiktoken()
-    for name, path in texts.items():
+    for path in texts.values():
         if not path.with_suffix(".bin").exists():
             ids = tokenizer.encode(read(path), allowed_special="all")
             replace(path.with_suffix(".bin"), np.array(ids, np.uint16).tofile)
@@ -103,7 +117,7 @@ def read(path):
 
 
 def replace(path, write):
-    """Write a file beside `path`, then rename: a kill or a full disk leaves what was there."""
+    """Write beside `path`, then rename: a kill or a full disk leaves what was there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -119,8 +133,12 @@ class Batches:
         self.args = args
         names = [name for name in args.mix if name != "exercises"]
         paths = {name: args.text / f"train-{name}.bin" for name in names}
-        self.ids = {n: np.memmap(p, np.uint16, "r") for n, p in paths.items() if p.exists()}
-        self.mix = {n: s for n, s in args.mix.items() if n in self.ids or n == "exercises"}
+        self.ids = {
+            n: np.memmap(p, np.uint16, "r") for n, p in paths.items() if p.exists()
+        }
+        self.mix = {
+            n: s for n, s in args.mix.items() if n in self.ids or n == "exercises"
+        }
         self.exercises = Exercises(words, tokenizer, DIALOGUES)
         self.steps = math.ceil(args.tokens / args.step_tokens)
         self.fall = round(self.steps * (1 - FALL))  # the step at which it begins
@@ -148,7 +166,9 @@ class Batches:
         """Inputs and targets, both `(B, T)`: this process's part of a step."""
         T = self.window(step)
         numbers = range(rank(), self.args.step_tokens // T, world())
-        windows = [self.draw(random.Random(f"{self.args.seed} {step} {n}"), T) for n in numbers]
+        windows = [
+            self.draw(random.Random(f"{self.args.seed} {step} {n}"), T) for n in numbers
+        ]
         return (torch.stack(part) for part in zip(*windows, strict=True))
 
 
@@ -167,7 +187,7 @@ def add_up(*tensors):
 
 
 def summed_loss(model, inputs, targets, rows=512):
-    """The summed loss where there is a target, in nats; logits in parts that fit a cache."""
+    """The summed loss where there is a target, in nats; logits come in small parts."""
     x = model.tok_emb(inputs) + model.pos_emb.weight[: inputs.shape[1]]  # (B, T, C)
     x = model.final_norm(model.trf_blocks(x))
     known = targets != -100
@@ -196,7 +216,9 @@ def make_optimizers(model, weight_decay):
     matrices = [p for p in model.trf_blocks.parameters() if p.dim() == 2]
     tables = [model.tok_emb.weight, model.pos_emb.weight]
     rest = [p for p in model.parameters() if p.dim() < 2]
-    muon = torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon(
+        matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
     groups = [{"params": tables, "weight_decay": weight_decay}, {"params": rest}]
     adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     return muon, adamw
@@ -213,11 +235,12 @@ def evaluate(model, folder, T, device, tokens=2**14):
             continue
         ids = np.fromfile(path, np.uint16).astype(np.int64)
         nats_to_bits = len(ids) / path.with_suffix(".txt").stat().st_size / math.log(2)
-        ids = torch.from_numpy(ids[: tokens // T * T + 1]).to(device)
-        B = (len(ids) - 1) // T
-        rows = zip(ids[: B * T].view(B, T).split(8), ids[1 : B * T + 1].view(B, T).split(8))
-        nats = sum(summed_loss(model, inputs, targets).item() for inputs, targets in rows)
-        result[f"{name}_bits"] = nats / (B * T) * nats_to_bits
+        count = min(tokens, len(ids) - 1) // T * T
+        ids = torch.from_numpy(ids[: count + 1]).to(device)
+        inputs, targets = ids[:-1].view(-1, T).split(8), ids[1:].view(-1, T).split(8)
+        parts = zip(inputs, targets, strict=True)
+        nats = sum(summed_loss(model, x, y).item() for x, y in parts)
+        result[f"{name}_bits"] = nats / count * nats_to_bits
     draws = torch.Generator().manual_seed(0)
     ids = torch.randint(model.cfg["vocab_size"] - 1, (8, T // 2), generator=draws)
     ids = torch.cat((ids, ids), dim=1).to(device)
@@ -237,12 +260,18 @@ def write_log(rows, path):
 
 
 def pick_precision(device):
-    return helpers.pick_precision(device) if hasattr(helpers, "pick_precision") else torch.bfloat16
+    if hasattr(helpers, "pick_precision"):
+        return helpers.pick_precision(device)
+    return torch.bfloat16
 
 
 def make_model(args, vocab_size):
     helpers.set_seed(args.seed)
-    shape = {"vocab_size": vocab_size, "context_length": args.context, "emb_dim": args.width}
+    shape = {
+        "vocab_size": vocab_size,
+        "context_length": args.context,
+        "emb_dim": args.width,
+    }
     shape |= {"n_heads": args.heads, "n_layers": args.layers, "drop_rate": 0.0}
     model = helpers.GPTModel(shape | {"qkv_bias": True, "tie_weights": True})
     init_gpt2(model)
@@ -299,15 +328,23 @@ def main(arguments=None):
     model = make_model(args, tokenizer.n_vocab).to(device)
     optimizers = make_optimizers(model, args.weight_decay)
     precision = pick_precision(device)
-    autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
+    autocast = torch.autocast(
+        device.type, precision, enabled=precision != torch.float32
+    )
 
     free = ("out", "text", "tokens", "eval_every")  # options that may change
     options = {key: value for key, value in vars(args).items() if key not in free}
-    options |= {"rows": [*ROWS], "dialogues": DIALOGUES, "windows": [SHORT, SHORT_TOKENS, *CYCLE]}
+    options |= {
+        "rows": [*ROWS],
+        "dialogues": DIALOGUES,
+        "windows": [SHORT, SHORT_TOKENS, *CYCLE],
+    }
     options |= {"precision": str(precision)}
     step, log, seconds, losses = 0, [], 0.0, []
     if (args.out / "last.pth").exists():
-        state = resume(args.out / "last.pth", options, batches.fall, model, optimizers, device)
+        state = resume(
+            args.out / "last.pth", options, batches.fall, model, optimizers, device
+        )
         step, log, seconds = state["step"], state["log"], state["seconds"]
 
     start, begun_at = time.perf_counter(), step
@@ -319,11 +356,17 @@ def main(arguments=None):
         if step % args.eval_every and step not in (batches.fall, batches.steps):
             continue
         spent = time.perf_counter() - start
-        row = {"step": step, "tokens": step * args.step_tokens, "window": inputs.shape[1]}
+        row = {
+            "step": step,
+            "tokens": step * args.step_tokens,
+            "window": inputs.shape[1],
+        }
         row |= {"lr": lr, "train_nats": sum(losses) / len(losses)}
         with autocast:
             row |= evaluate(model, args.text, min(256, inputs.shape[1]), device)
-        row = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
+        row = {
+            k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()
+        }
         log.append(row | {"seconds": round(seconds + spent)})
         losses = []
         if rank() == 0:
@@ -333,9 +376,13 @@ def main(arguments=None):
             state = {"options": options, "step": step, "fall": batches.fall, "log": log}
             state |= {"seconds": seconds + spent, "config": model.cfg}
             state |= {"model": model.state_dict()}
-            state |= {"optimizers": [optimizer.state_dict() for optimizer in optimizers]}
+            state |= {
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers]
+            }
             for name in ["last.pth"] + ["stable.pth"] * (step == batches.fall):
-                replace(args.out / name, lambda path, state=state: torch.save(state, path))
+                replace(
+                    args.out / name, lambda path, state=state: torch.save(state, path)
+                )
             replace(args.out / "log.csv", lambda path: write_log(log, path))
     if world() > 1:
         dist.destroy_process_group()
