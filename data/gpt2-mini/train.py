@@ -35,16 +35,14 @@ from exercises import Exercises, training_words
 
 import helpers
 
-MIX = {  # share of the windows
+MIX = {  # weights of the sources; that of the exercises changes with the stages
     "tinystories": 0.45,
     "tales": 0.13,
     "novels": 0.02,
     "storybooks": 0.03,
     "persona": 0.05,
     "topical": 0.02,
-    "exercises": 0.30,
 }
-ROWS = 0.5, 0.2  # share of rows among the exercises: in short windows, in longer ones
 DIALOGUES = {  # how often each kind comes among the others
     "recall": 2,
     "later": 2,
@@ -55,9 +53,12 @@ DIALOGUES = {  # how often each kind comes among the others
     "repeat": 1,
     "reverse": 2,
 }
-SHORT, SHORT_TOKENS = 128, 3e6  # short windows first: copying is learnt sooner
-CYCLE = 256, 256, 512  # then these in turn, and 512 while the learning rate falls
-FALL = 0.3  # share of the run in which it falls
+STAGES = [  # up to (tokens), windows, weight of exercises, share of rows in them
+    (2_457_600, [128], 0.30, 0.5),
+    (3_276_800, [64], 1.75, 0.85),  # copying is learnt from short rows
+    (math.inf, [256, 256, 512], 0.30, 0.2),
+]
+FALL = 0.3  # share of the run in which the learning rate falls, in windows of 512
 LEARN_FROM = {  # characters that the tokenizer is trained on
     "tinystories": 6_000_000,
     "tales": 3_000_000,
@@ -131,44 +132,42 @@ class Batches:
 
     def __init__(self, args, tokenizer, words):
         self.args = args
-        names = [name for name in args.mix if name != "exercises"]
-        paths = {name: args.text / f"train-{name}.bin" for name in names}
-        self.ids = {
-            n: np.memmap(p, np.uint16, "r") for n, p in paths.items() if p.exists()
-        }
-        self.mix = {
-            n: s for n, s in args.mix.items() if n in self.ids or n == "exercises"
-        }
+        paths = {name: args.text / f"train-{name}.bin" for name in args.mix}
+        paths = {name: path for name, path in paths.items() if path.exists()}
+        self.ids = {n: np.memmap(path, np.uint16, "r") for n, path in paths.items()}
+        self.weights = [args.mix[name] for name in paths]
         self.exercises = Exercises(words, tokenizer, DIALOGUES)
         self.steps = math.ceil(args.tokens / args.step_tokens)
         self.fall = round(self.steps * (1 - FALL))  # the step at which it begins
 
-    def window(self, step):
-        """The length of the windows of a step."""
-        if step * self.args.step_tokens < SHORT_TOKENS:
-            return min(SHORT, self.args.context)
-        return min(CYCLE[step % 3] if step < self.fall else 512, self.args.context)
+    def stage(self, step):
+        """The length of the windows, the weight of exercises, the share of rows."""
+        tokens = step * self.args.step_tokens
+        windows, *shares = next(rest for until, *rest in STAGES if tokens < until)
+        T = windows[step % len(windows)] if step < self.fall else 512
+        return min(T, self.args.context), *shares
 
     def learning_rate(self, step):
         """Warm-up, constant, linear fall. Source: Hu et al. 2024 (arXiv:2404.06395)."""
         warm, left = (step + 1) / self.args.warmup, self.steps - step
         return self.args.peak_lr * min(1, warm, left / (self.steps - self.fall))
 
-    def draw(self, rng, T):
-        (source,) = rng.choices(list(self.mix), self.mix.values())
+    def draw(self, rng, T, weight, rows):
+        """Inputs and targets, both `(T,)`, from a source or the exercises."""
+        names, weights = [*self.ids, "exercises"], [*self.weights, weight]
+        (source,) = rng.choices(names, weights)
         if source == "exercises":
-            return self.exercises.window(rng.random(), T, ROWS[T > SHORT])
+            return self.exercises.window(rng.random(), T, rows)
         start = rng.randrange(len(self.ids[source]) - T)
         ids = self.ids[source][start : start + T + 1].astype(np.int64)
         return torch.from_numpy(ids[:-1]), torch.from_numpy(ids[1:])
 
     def __getitem__(self, step):
         """Inputs and targets, both `(B, T)`: this process's part of a step."""
-        T = self.window(step)
+        T, *shares = self.stage(step)
         numbers = range(rank(), self.args.step_tokens // T, world())
-        windows = [
-            self.draw(random.Random(f"{self.args.seed} {step} {n}"), T) for n in numbers
-        ]
+        seeds = [f"{self.args.seed} {step} {number}" for number in numbers]
+        windows = [self.draw(random.Random(seed), T, *shares) for seed in seeds]
         return (torch.stack(part) for part in zip(*windows, strict=True))
 
 
@@ -334,11 +333,7 @@ def main(arguments=None):
 
     free = ("out", "text", "tokens", "eval_every")  # options that may change
     options = {key: value for key, value in vars(args).items() if key not in free}
-    options |= {
-        "rows": [*ROWS],
-        "dialogues": DIALOGUES,
-        "windows": [SHORT, SHORT_TOKENS, *CYCLE],
-    }
+    options |= {"stages": str(STAGES), "dialogues": DIALOGUES}
     options |= {"precision": str(precision)}
     step, log, seconds, losses = 0, [], 0.0, []
     if (args.out / "last.pth").exists():
