@@ -55,7 +55,7 @@ DIALOGUES = {  # how often each kind comes among the others
 }
 STAGES = [  # up to (tokens), windows, weight of exercises, share of rows in them
     (2_457_600, [128], 0.30, 0.5),
-    (3_276_800, [64], 1.75, 0.85),  # copying is learnt from short rows
+    (3_891_200, [64], 1.75, 0.85),  # copying is learnt from short rows
     (math.inf, [256, 256, 512], 0.30, 0.2),
 ]
 FALL = 0.3  # share of the run in which the learning rate falls, in windows of 512
