@@ -55,10 +55,10 @@ DIALOGUES = {  # how often each kind comes among the others
 }
 STAGES = [  # up to (tokens), windows, weight of exercises, share of rows in them
     (2_457_600, [128], 0.30, 0.5),
-    (3_891_200, [64], 1.75, 0.85),  # copying is learnt from short rows
-    (math.inf, [256, 256, 512], 0.30, 0.2),
+    (3_481_600, [64], 1.75, 0.85),  # copying is learnt from short rows
+    (math.inf, [128, 256, 128, 512], 0.55, 0.3),
 ]
-FALL = 0.3  # share of the run in which the learning rate falls, in windows of 512
+FALL = 0.72  # share of the run in which the learning rate falls
 LEARN_FROM = {  # characters that the tokenizer is trained on
     "tinystories": 6_000_000,
     "tales": 3_000_000,
@@ -72,7 +72,7 @@ def parse_arguments(arguments=None):
     add = parser.add_argument
     add("--out", type=Path, default=helpers.RUNS / "gpt2-mini", help="folder")
     add("--text", type=Path, help="folder of the corpus; by default, --out")
-    add("--tokens", type=float, default=20e6, help="tokens to train on, in all")
+    add("--tokens", type=float, default=12.435e6, help="tokens to train on, in all")
     add("--step-tokens", type=int, default=4096, help="tokens of a step, in all")
     add("--vocab", type=int, default=8192)
     add("--context", type=int, default=512)
@@ -144,8 +144,7 @@ class Batches:
         """The length of the windows, the weight of exercises, the share of rows."""
         tokens = step * self.args.step_tokens
         windows, *shares = next(rest for until, *rest in STAGES if tokens < until)
-        T = windows[step % len(windows)] if step < self.fall else 512
-        return min(T, self.args.context), *shares
+        return min(windows[step % len(windows)], self.args.context), *shares
 
     def learning_rate(self, step):
         """Warm-up, constant, linear fall. Source: Hu et al. 2024 (arXiv:2404.06395)."""
