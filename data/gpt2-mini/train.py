@@ -14,16 +14,17 @@ before the fall, `stable.pth` (copy it to `last.pth`). README.md says what was r
 """
 
 import argparse
-import csv
 import json
 import math
 import os
 import random
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ STAGES = [  # up to (tokens), windows, weight of exercises, share of rows in the
     (3_481_600, [64], 1.75, 0.85),  # copying is learnt from short rows
     (math.inf, [128, 256, 128, 512], 0.55, 0.3),
 ]
-FALL = 0.72  # share of the run in which the learning rate falls
+FALL = 0.7  # share of the run in which the learning rate falls
 LEARN_FROM = {  # characters that the tokenizer is trained on
     "tinystories": 6_000_000,
     "tales": 3_000_000,
@@ -72,7 +73,7 @@ def parse_arguments(arguments=None):
     add = parser.add_argument
     add("--out", type=Path, default=helpers.RUNS / "gpt2-mini", help="folder")
     add("--text", type=Path, help="folder of the corpus; by default, --out")
-    add("--tokens", type=float, default=12.435e6, help="tokens to train on, in all")
+    add("--tokens", type=float, default=11.6e6, help="tokens to train on, in all")
     add("--step-tokens", type=int, default=4096, help="tokens of a step, in all")
     add("--vocab", type=int, default=8192)
     add("--context", type=int, default=512)
@@ -250,13 +251,6 @@ def evaluate(model, folder, T, device, tokens=2**14):
     return result
 
 
-def write_log(rows, path):
-    with path.open("w", encoding="utf-8", newline="") as lines:
-        writer = csv.DictWriter(lines, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def pick_precision(device):
     if hasattr(helpers, "pick_precision"):
         return helpers.pick_precision(device)
@@ -265,13 +259,18 @@ def pick_precision(device):
 
 def make_model(args, vocab_size):
     helpers.set_seed(args.seed)
-    shape = {
-        "vocab_size": vocab_size,
-        "context_length": args.context,
-        "emb_dim": args.width,
-    }
-    shape |= {"n_heads": args.heads, "n_layers": args.layers, "drop_rate": 0.0}
-    model = helpers.GPTModel(shape | {"qkv_bias": True, "tie_weights": True})
+    model = helpers.GPTModel(
+        {
+            "vocab_size": vocab_size,
+            "context_length": args.context,
+            "emb_dim": args.width,
+            "n_heads": args.heads,
+            "n_layers": args.layers,
+            "drop_rate": 0.0,
+            "qkv_bias": True,
+            "tie_weights": True,
+        }
+    )
     init_gpt2(model)
     return model
 
@@ -326,19 +325,17 @@ def main(arguments=None):
     model = make_model(args, tokenizer.n_vocab).to(device)
     optimizers = make_optimizers(model, args.weight_decay)
     precision = pick_precision(device)
-    autocast = torch.autocast(
-        device.type, precision, enabled=precision != torch.float32
-    )
+    is_faster = precision != torch.float32
+    autocast = torch.autocast(device.type, precision, enabled=is_faster)
 
     free = ("out", "text", "tokens", "eval_every")  # options that may change
     options = {key: value for key, value in vars(args).items() if key not in free}
     options |= {"stages": str(STAGES), "dialogues": DIALOGUES}
     options |= {"precision": str(precision)}
     step, log, seconds, losses = 0, [], 0.0, []
-    if (args.out / "last.pth").exists():
-        state = resume(
-            args.out / "last.pth", options, batches.fall, model, optimizers, device
-        )
+    last = args.out / "last.pth"
+    if last.exists():
+        state = resume(last, options, batches.fall, model, optimizers, device)
         step, log, seconds = state["step"], state["log"], state["seconds"]
 
     start, begun_at = time.perf_counter(), step
@@ -350,34 +347,33 @@ def main(arguments=None):
         if step % args.eval_every and step not in (batches.fall, batches.steps):
             continue
         spent = time.perf_counter() - start
-        row = {
-            "step": step,
-            "tokens": step * args.step_tokens,
-            "window": inputs.shape[1],
-        }
-        row |= {"lr": lr, "train_nats": sum(losses) / len(losses)}
+        T = inputs.shape[1]
+        row = {"step": step, "tokens": step * args.step_tokens, "window": T, "lr": lr}
+        row["train_nats"] = sum(losses) / len(losses)
         with autocast:
-            row |= evaluate(model, args.text, min(256, inputs.shape[1]), device)
-        row = {
-            k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()
-        }
+            row |= evaluate(model, args.text, min(256, T), device)
         log.append(row | {"seconds": round(seconds + spent)})
         losses = []
         if rank() == 0:
             speed = (step - begun_at) * args.step_tokens / spent
             left = (batches.steps - step) * args.step_tokens / speed / 60
             print(row, f"{speed:.0f} tokens/s, {left:.0f} minutes left", flush=True)
-            state = {"options": options, "step": step, "fall": batches.fall, "log": log}
-            state |= {"seconds": seconds + spent, "config": model.cfg}
-            state |= {"model": model.state_dict()}
-            state |= {
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers]
+            state = {
+                "options": options,
+                "step": step,
+                "fall": batches.fall,
+                "log": log,
+                "seconds": seconds + spent,
+                "config": model.cfg,
+                "model": model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             }
-            for name in ["last.pth"] + ["stable.pth"] * (step == batches.fall):
-                replace(
-                    args.out / name, lambda path, state=state: torch.save(state, path)
-                )
-            replace(args.out / "log.csv", lambda path: write_log(log, path))
+            replace(last, partial(torch.save, state))
+            if step == batches.fall:
+                replace(args.out / "stable.pth", partial(torch.save, state))
+            table = pd.DataFrame(log)
+            write = partial(table.to_csv, index=False, float_format="%.5g")
+            replace(args.out / "log.csv", write)
     if world() > 1:
         dist.destroy_process_group()
 
