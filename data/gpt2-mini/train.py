@@ -54,12 +54,12 @@ DIALOGUES = {  # how often each kind comes among the others
     "repeat": 1,
     "reverse": 2,
 }
-STAGES = [  # up to (tokens), windows, weight of exercises, share of rows in them
-    (2_457_600, [128], 0.30, 0.5),
-    (3_481_600, [64], 1.75, 0.85),  # copying is learnt from short rows
-    (math.inf, [128, 256, 128, 512], 0.55, 0.3),
+STAGES = [  # until (tokens): learning rate, windows, weight of exercises, share of rows
+    (2_457_600, 1.0, [128], 0.30, 0.5),
+    (3_481_600, 1.0, [64], 1.75, 0.85),  # copying is learnt from short rows
+    (math.inf, 0.5, [128, 256, 128, 512], 0.55, 0.3),
 ]
-FALL = 0.7  # share of the run in which the learning rate falls
+FALL = 3_481_600  # tokens (at most 40% of the run) after which the learning rate falls
 LEARN_FROM = {  # characters that the tokenizer is trained on
     "tinystories": 6_000_000,
     "tales": 3_000_000,
@@ -73,7 +73,7 @@ def parse_arguments(arguments=None):
     add = parser.add_argument
     add("--out", type=Path, default=helpers.RUNS / "gpt2-mini", help="folder")
     add("--text", type=Path, help="folder of the corpus; by default, --out")
-    add("--tokens", type=float, default=11.6e6, help="tokens to train on, in all")
+    add("--tokens", type=float, default=9.6e6, help="tokens to train on, in all")
     add("--step-tokens", type=int, default=4096, help="tokens of a step, in all")
     add("--vocab", type=int, default=8192)
     add("--context", type=int, default=512)
@@ -139,18 +139,19 @@ class Batches:
         self.weights = [args.mix[name] for name in paths]
         self.exercises = Exercises(words, tokenizer, DIALOGUES)
         self.steps = math.ceil(args.tokens / args.step_tokens)
-        self.fall = round(self.steps * (1 - FALL))  # the step at which it begins
+        self.fall = round(min(FALL, 0.4 * args.tokens) / args.step_tokens)  # a step
 
     def stage(self, step):
-        """The length of the windows, the weight of exercises, the share of rows."""
+        """The factor of the learning rate, T, the weight of exercises, that of rows."""
         tokens = step * self.args.step_tokens
-        windows, *shares = next(rest for until, *rest in STAGES if tokens < until)
-        return min(windows[step % len(windows)], self.args.context), *shares
+        lr, windows, *shares = next(rest for until, *rest in STAGES if tokens < until)
+        return lr, min(windows[step % len(windows)], self.args.context), *shares
 
     def learning_rate(self, step):
         """Warm-up, constant, linear fall. Source: Hu et al. 2024 (arXiv:2404.06395)."""
         warm, left = (step + 1) / self.args.warmup, self.steps - step
-        return self.args.peak_lr * min(1, warm, left / (self.steps - self.fall))
+        shape = min(1, warm, left / (self.steps - self.fall))
+        return self.args.peak_lr * self.stage(step)[0] * shape
 
     def draw(self, rng, T, weight, rows):
         """Inputs and targets, both `(T,)`, from a source or the exercises."""
@@ -164,7 +165,7 @@ class Batches:
 
     def __getitem__(self, step):
         """Inputs and targets, both `(B, T)`: this process's part of a step."""
-        T, *shares = self.stage(step)
+        _, T, *shares = self.stage(step)
         numbers = range(rank(), self.args.step_tokens // T, world())
         seeds = [f"{self.args.seed} {step} {number}" for number in numbers]
         windows = [self.draw(random.Random(seed), T, *shares) for seed in seeds]
