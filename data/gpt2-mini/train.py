@@ -36,13 +36,22 @@ from exercises import Exercises, training_words
 
 import helpers
 
-MIX = {  # weights of the sources; that of the exercises changes with the stages
+FIRST = {  # weights of the sources, in the first stages and then
     "tinystories": 0.45,
     "tales": 0.13,
     "novels": 0.02,
     "storybooks": 0.03,
     "persona": 0.05,
     "topical": 0.02,
+}
+THEN = {
+    "tinystories": 0.36,
+    "tales": 0.20,
+    "novels": 0.03,
+    "storybooks": 0.02,
+    "persona": 0.04,
+    "topical": 0.02,
+    "exercises": 0.33,
 }
 DIALOGUES = {  # how often each kind comes among the others
     "recall": 2,
@@ -54,12 +63,12 @@ DIALOGUES = {  # how often each kind comes among the others
     "repeat": 1,
     "reverse": 2,
 }
-STAGES = [  # until (tokens): learning rate, windows, weight of exercises, share of rows
-    (2_457_600, 1.0, [128], 0.30, 0.5),
-    (3_481_600, 1.0, [64], 1.75, 0.85),  # copying is learnt from short rows
-    (math.inf, 0.5, [128, 256, 128, 512], 0.55, 0.3),
+STAGES = [  # until (tokens): learning rate, windows, weights, rows among the exercises
+    (2_457_600, 1.0, [128], FIRST | {"exercises": 0.30}, 0.5),
+    (3_481_600, 1.0, [64], FIRST | {"exercises": 1.75}, 0.85),
+    (math.inf, 0.5, [128, 256, 128, 512], THEN, 0.3),
 ]
-FALL = 3_481_600  # tokens (at most 40% of the run) after which the learning rate falls
+FALL = 0.35  # share of the run in which the learning rate falls
 LEARN_FROM = {  # characters that the tokenizer is trained on
     "tinystories": 6_000_000,
     "tales": 3_000_000,
@@ -73,7 +82,7 @@ def parse_arguments(arguments=None):
     add = parser.add_argument
     add("--out", type=Path, default=helpers.RUNS / "gpt2-mini", help="folder")
     add("--text", type=Path, help="folder of the corpus; by default, --out")
-    add("--tokens", type=float, default=9.6e6, help="tokens to train on, in all")
+    add("--tokens", type=float, default=40e6, help="tokens to train on, in all")
     add("--step-tokens", type=int, default=4096, help="tokens of a step, in all")
     add("--vocab", type=int, default=8192)
     add("--context", type=int, default=512)
@@ -83,7 +92,6 @@ def parse_arguments(arguments=None):
     add("--peak-lr", type=float, default=6e-3)
     add("--warmup", type=int, default=100, help="steps")
     add("--weight-decay", type=float, default=0.1)
-    add("--mix", type=json.loads, default=MIX, help="shares of the windows, as JSON")
     add("--eval-every", type=int, default=100, help="steps")
     add("--seed", type=int, default=123)
     args = parser.parse_args(arguments)
@@ -133,19 +141,20 @@ class Batches:
 
     def __init__(self, args, tokenizer, words):
         self.args = args
-        paths = {name: args.text / f"train-{name}.bin" for name in args.mix}
+        paths = {name: args.text / f"train-{name}.bin" for name in FIRST}
         paths = {name: path for name, path in paths.items() if path.exists()}
         self.ids = {n: np.memmap(path, np.uint16, "r") for n, path in paths.items()}
-        self.weights = [args.mix[name] for name in paths]
+        self.names = {*paths, "exercises"}
         self.exercises = Exercises(words, tokenizer, DIALOGUES)
         self.steps = math.ceil(args.tokens / args.step_tokens)
-        self.fall = round(min(FALL, 0.4 * args.tokens) / args.step_tokens)  # a step
+        self.fall = round(self.steps * (1 - FALL))  # the step at which it begins
 
     def stage(self, step):
-        """The factor of the learning rate, T, the weight of exercises, that of rows."""
+        """The factor of the learning rate, T, the sources' weights, the rows' share."""
         tokens = step * self.args.step_tokens
-        lr, windows, *shares = next(rest for until, *rest in STAGES if tokens < until)
-        return lr, min(windows[step % len(windows)], self.args.context), *shares
+        lr, windows, weights, rows = next(s[1:] for s in STAGES if tokens < s[0])
+        weights = {name: w for name, w in weights.items() if name in self.names}
+        return lr, min(windows[step % len(windows)], self.args.context), weights, rows
 
     def learning_rate(self, step):
         """Warm-up, constant, linear fall. Source: Hu et al. 2024 (arXiv:2404.06395)."""
@@ -153,10 +162,9 @@ class Batches:
         shape = min(1, warm, left / (self.steps - self.fall))
         return self.args.peak_lr * self.stage(step)[0] * shape
 
-    def draw(self, rng, T, weight, rows):
+    def draw(self, rng, T, weights, rows):
         """Inputs and targets, both `(T,)`, from a source or the exercises."""
-        names, weights = [*self.ids, "exercises"], [*self.weights, weight]
-        (source,) = rng.choices(names, weights)
+        (source,) = rng.choices([*weights], weights.values())
         if source == "exercises":
             return self.exercises.window(rng.random(), T, rows)
         start = rng.randrange(len(self.ids[source]) - T)
