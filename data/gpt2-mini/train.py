@@ -36,37 +36,27 @@ from exercises import Exercises, training_words
 
 import helpers
 
-FIRST = {  # weights of the sources, in the first stages and then
-    "tinystories": 0.45,
-    "tales": 0.13,
-    "novels": 0.02,
-    "storybooks": 0.03,
-    "persona": 0.05,
-    "topical": 0.02,
-}
-THEN = {
-    "tinystories": 0.36,
+TEXTS = {  # weights of the texts and of the exercises: the shares of windows
+    "tinystories": 0.37,
     "tales": 0.20,
     "novels": 0.03,
     "storybooks": 0.02,
-    "persona": 0.04,
+    "persona": 0.05,
     "topical": 0.02,
-    "exercises": 0.33,
 }
 DIALOGUES = {  # how often each kind comes among the others
     "recall": 2,
     "later": 2,
-    "corrected": 1,
-    "unknown": 2,
+    "corrected": 2,
+    "unknown": 1,
     "find": 3,
-    "larger": 3,
-    "repeat": 1,
-    "reverse": 2,
+    "larger": 2,
+    "repeat": 2,
+    "reverse": 3,
 }
-STAGES = [  # until (tokens): learning rate, windows, weights, rows among the exercises
-    (2_457_600, 1.0, [128], FIRST | {"exercises": 0.30}, 0.5),
-    (3_481_600, 1.0, [64], FIRST | {"exercises": 1.75}, 0.85),
-    (math.inf, 0.5, [128, 256, 128, 512], THEN, 0.3),
+STAGES = [  # until (tokens): windows, weight of the exercises, share of rows in them
+    (2_048_000, [64], 1.75, 0.8),  # copying first, and from short windows
+    (math.inf, [128, 256, 128, 512], 0.31, 0.2),
 ]
 FALL = 0.35  # share of the run in which the learning rate falls
 LEARN_FROM = {  # characters that the tokenizer is trained on
@@ -141,29 +131,27 @@ class Batches:
 
     def __init__(self, args, tokenizer, words):
         self.args = args
-        paths = {name: args.text / f"train-{name}.bin" for name in FIRST}
+        paths = {name: args.text / f"train-{name}.bin" for name in TEXTS}
         paths = {name: path for name, path in paths.items() if path.exists()}
         self.ids = {n: np.memmap(path, np.uint16, "r") for n, path in paths.items()}
-        self.names = {*paths, "exercises"}
         self.exercises = Exercises(words, tokenizer, DIALOGUES)
         self.steps = math.ceil(args.tokens / args.step_tokens)
         self.fall = round(self.steps * (1 - FALL))  # the step at which it begins
 
     def stage(self, step):
-        """The factor of the learning rate, T, the sources' weights, the rows' share."""
+        """The length of the windows, the weight of exercises, the share of rows."""
         tokens = step * self.args.step_tokens
-        lr, windows, weights, rows = next(s[1:] for s in STAGES if tokens < s[0])
-        weights = {name: w for name, w in weights.items() if name in self.names}
-        return lr, min(windows[step % len(windows)], self.args.context), weights, rows
+        windows, *shares = next(rest for until, *rest in STAGES if tokens < until)
+        return min(windows[step % len(windows)], self.args.context), *shares
 
     def learning_rate(self, step):
         """Warm-up, constant, linear fall. Source: Hu et al. 2024 (arXiv:2404.06395)."""
         warm, left = (step + 1) / self.args.warmup, self.steps - step
-        shape = min(1, warm, left / (self.steps - self.fall))
-        return self.args.peak_lr * self.stage(step)[0] * shape
+        return self.args.peak_lr * min(1, warm, left / (self.steps - self.fall))
 
-    def draw(self, rng, T, weights, rows):
-        """Inputs and targets, both `(T,)`, from a source or the exercises."""
+    def draw(self, rng, T, weight, rows):
+        """Inputs and targets, both `(T,)`, from a text or the exercises."""
+        weights = {name: TEXTS[name] for name in self.ids} | {"exercises": weight}
         (source,) = rng.choices([*weights], weights.values())
         if source == "exercises":
             return self.exercises.window(rng.random(), T, rows)
@@ -173,7 +161,7 @@ class Batches:
 
     def __getitem__(self, step):
         """Inputs and targets, both `(B, T)`: this process's part of a step."""
-        _, T, *shares = self.stage(step)
+        T, *shares = self.stage(step)
         numbers = range(rank(), self.args.step_tokens // T, world())
         seeds = [f"{self.args.seed} {step} {number}" for number in numbers]
         windows = [self.draw(random.Random(seed), T, *shares) for seed in seeds]
@@ -339,7 +327,7 @@ def main(arguments=None):
 
     free = ("out", "text", "tokens", "eval_every")  # options that may change
     options = {key: value for key, value in vars(args).items() if key not in free}
-    options |= {"stages": str(STAGES), "dialogues": DIALOGUES}
+    options |= {"texts": TEXTS, "stages": str(STAGES), "dialogues": DIALOGUES}
     options |= {"precision": str(precision)}
     step, log, seconds, losses = 0, [], 0.0, []
     last = args.out / "last.pth"
