@@ -19,8 +19,8 @@ from conftest import ROOT
 
 FOLDER = ROOT / "data" / "gpt2-mini"
 TINY = (
-    "--vocab 300 --context 32 --layers 2 --heads 2 --width 16 --step-tokens 128 "
-    "--tokens 3072 --warmup 2 --eval-every 6 --peak-lr 0.02"
+    "--vocab 300 --context 32 --layers 2 --heads 2 --width 16 --step-tokens 256 "
+    "--tokens 6144 --warmup 2 --eval-every 6 --peak-lr 0.02"
 ).split()
 
 sys.path.insert(0, str(FOLDER))
@@ -85,9 +85,16 @@ def alone(text, tmp_path_factory):
 
 def test_learns_and_logs(alone):
     _, rows = alone
-    assert column(rows, "step") == [6, 12, 16, 18, 24]  # from 16 on the learning rate falls
-    assert column(rows, "tokens")[-1] == 3072
-    assert column(rows, "train_nats")[-1] < column(rows, "train_nats")[0] - 0.3
+    assert column(rows, "step") == [
+        6,
+        12,
+        16,
+        18,
+        24,
+    ]  # falls from 16 on
+    assert column(rows, "tokens")[-1] == 6144
+    bits = column(rows, "tinystories_bits")
+    assert bits[-1] < bits[0] - 0.1
 
 
 def test_two_processes_give_the_same_curve(alone, text, tmp_path):
@@ -98,7 +105,7 @@ def test_two_processes_give_the_same_curve(alone, text, tmp_path):
     assert process.returncode == 0, said[-2000:]
     for name in ("train_nats", "tinystories_bits"):
         np.testing.assert_allclose(
-            column(read_log(tmp_path), name), column(rows, name), atol=5e-3
+            column(read_log(tmp_path), name), column(rows, name), atol=0.015
         )
 
 
@@ -129,12 +136,12 @@ def test_a_killed_run_ends_with_the_same_weights(alone, text, tmp_path):
 def test_a_run_is_prolonged_from_its_stable_part(alone, text, tmp_path):
     out, _ = alone
     (tmp_path / "last.pth").write_bytes((out / "stable.pth").read_bytes())
-    prolonged = run(text, tmp_path, "--tokens", 4096)
-    longer = run(text, tmp_path / "longer", "--tokens", 4096)
+    prolonged = run(text, tmp_path, "--tokens", 8192)
+    longer = run(text, tmp_path / "longer", "--tokens", 8192)
     assert prolonged[-1]["train_nats"] == longer[-1]["train_nats"]
 
 
-@pytest.mark.parametrize("option", [("--peak-lr", 0.01), ("--tokens", 4096)])
+@pytest.mark.parametrize("option", [("--peak-lr", 0.01), ("--tokens", 8192)])
 def test_other_options_refuse_to_resume(alone, text, option):
     with pytest.raises(SystemExit, match=option[0].strip("-").replace("-", "_")):
         run(text, alone[0], *option)

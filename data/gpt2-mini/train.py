@@ -277,7 +277,7 @@ def train_step(model, optimizers, inputs, targets, lr, autocast):
     known = (targets != -100).sum()
     add_up(known)
     with autocast:
-        loss = summed_loss(model, inputs, targets) / known
+        loss = summed_loss(model, inputs, targets) / known.clamp(min=1)
     loss.backward()
     loss = loss.detach()
     add_up(loss, *(p.grad for p in model.parameters()))
