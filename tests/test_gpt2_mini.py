@@ -85,13 +85,7 @@ def alone(text, tmp_path_factory):
 
 def test_learns_and_logs(alone):
     _, rows = alone
-    assert column(rows, "step") == [
-        6,
-        12,
-        16,
-        18,
-        24,
-    ]  # falls from 16 on
+    assert column(rows, "step") == [6, 12, 16, 18, 24]  # at 16 the fall begins
     assert column(rows, "tokens")[-1] == 6144
     bits = column(rows, "tinystories_bits")
     assert bits[-1] < bits[0] - 0.1

@@ -198,7 +198,8 @@ def plot_log(log, path):
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.5))
     tokens = log["tokens"] / 1e6
     axes[0].plot(tokens, log["tinystories_bits"], label="small stories")
-    axes[0].plot(tokens, log["tales_bits"], label="old tales")
+    if "tales_bits" in log:
+        axes[0].plot(tokens, log["tales_bits"], label="old tales")
     axes[0].set(ylabel="bits per character, held-out text", ylim=(0.5, 2.5))
     axes[1].plot(
         tokens, log["copy_nats"], color="tab:green", label="copying random tokens"
@@ -239,9 +240,9 @@ def main():
         for folder in args.figures or [args.to]
     }
     print(pd.DataFrame(table).to_string(float_format="{:.3f}".format))
-    for name in ("tinystories", "tales"):
-        held_out = text / f"validation-{name}"
-        ids = np.fromfile(held_out.with_suffix(".bin"), np.uint16)
+    for held_out in sorted(text.glob("validation-*.bin")):
+        name = held_out.stem.removeprefix("validation-")
+        ids = np.fromfile(held_out, np.uint16)
         train_ids = np.fromfile(text / f"train-{name}.bin", np.uint16)
         size = held_out.with_suffix(".txt").stat().st_size
         unigram, bigram = counted_bits(train_ids, ids, int(train_ids.max()) + 1, size)
