@@ -36,7 +36,7 @@ from exercises import Exercises, training_words
 
 import helpers
 
-TEXTS = {  # weights of the texts and of the exercises: the shares of windows
+TEXTS = {  # weights of the sources; those of the exercises stand with the stages
     "tinystories": 0.37,
     "tales": 0.20,
     "novels": 0.03,
