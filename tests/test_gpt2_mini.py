@@ -1,10 +1,11 @@
-"""The script that trains gpt2-mini, on tiny models: data/gpt2-mini/train.py.
+"""The scripts that make gpt2-mini, on tiny models: data/gpt2-mini/.
 
 pytest tests/test_gpt2_mini.py
 """
 
 import csv
 import importlib
+import json
 import os
 import random
 import subprocess
@@ -17,33 +18,36 @@ import torch
 from conftest import ROOT
 
 FOLDER = ROOT / "data" / "gpt2-mini"
-SCRIPT = FOLDER / "train.py"
 TINY = (
-    "--vocab 300 --context 32 --layers 2 --heads 2 --width 16 --batch 4 "
-    "--tokens 3072 --warmup 2 --eval-freq 6 --eval-windows 4 --peak-lr 0.02"
+    "--vocab 300 --context 32 --layers 2 --heads 2 --width 16 --step-tokens 256 "
+    "--tokens 6144 --warmup 2 --eval-every 6 --peak-lr 0.02"
 ).split()
 
 sys.path.insert(0, str(FOLDER))
 exercises = importlib.import_module("exercises")
-train_module = importlib.import_module("train")
+train = importlib.import_module("train")
+ship = importlib.import_module("ship")
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """A corpus of the course's own story: folder with train.txt and validation.txt."""
+    """A corpus of the course's own story, in one source."""
     folder = tmp_path_factory.mktemp("text")
     story = (ROOT / "data" / "the-ferryman.txt").read_text(encoding="utf-8")
-    (folder / "train.txt").write_text(
-        story[:8000] + "<|endoftext|>" + story[8000:16000], encoding="utf-8"
+    first, second = story[:8000], story[8000:16000]
+    (folder / "train-tinystories.txt").write_text(
+        f"{first}<|endoftext|>{second}", "utf-8"
     )
-    (folder / "validation.txt").write_text(story[16000:], encoding="utf-8")
+    (folder / "validation-tinystories.txt").write_text(story[16000:], "utf-8")
+    (folder / "corpus.json").write_text("{}")
     return folder
 
 
 def launch(text, out, *before):
     """Start the script in a process of its own, with one thread."""
     kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    command = [sys.executable, *before, SCRIPT, *TINY, "--text", text, "--out", out]
+    command = [sys.executable, *before, FOLDER / "train.py", *TINY]
+    command += ["--text", text, "--out", out]
     return subprocess.Popen(
         list(map(str, command)),
         env=kept | {"OMP_NUM_THREADS": "1"},
@@ -53,21 +57,19 @@ def launch(text, out, *before):
     )
 
 
-def rows_of(out):
-    """The rows of a run's log."""
+def run(text, out, *options):
+    """Train in this process; return the rows of the log."""
+    train.main(list(map(str, [*TINY, "--text", text, "--out", out, *options])))
+    return read_log(out)
+
+
+def read_log(out):
     with (out / "log.csv").open(encoding="utf-8", newline="") as lines:
         return list(csv.DictReader(lines))
 
 
-def train(text, out, *options):
-    """Train in this process; return the rows of the log."""
-    train_module.main(list(map(str, [*TINY, "--text", text, "--out", out, *options])))
-    return rows_of(out)
-
-
-def weights(out, name="last.pth"):
-    """The weights in a checkpoint."""
-    return torch.load(out / name, weights_only=True)["model_state_dict"]
+def weights(out):
+    return torch.load(out / "last.pth", weights_only=True)["model"]
 
 
 def column(rows, name):
@@ -76,214 +78,157 @@ def column(rows, name):
 
 @pytest.fixture(scope="module")
 def alone(text, tmp_path_factory):
-    """A run in one process: folder, rows of the log."""
+    """A run in one process: its folder and its log."""
     out = tmp_path_factory.mktemp("alone")
-    return out, train(text, out)
+    return out, run(text, out)
 
 
 def test_learns_and_logs(alone):
-    out, rows = alone
-    losses = column(rows, "val_loss")
-    assert column(rows, "step") == [6, 12, 18, 24]
-    assert column(rows, "tokens") == [768, 1536, 2304, 3072]
-    assert losses[-1] < losses[0] - 0.1
-    assert min(losses) < np.log(300)
-    assert (out / "best.pth").exists()
+    _, rows = alone
+    assert column(rows, "step") == [6, 12, 16, 18, 24]  # at 16 the fall begins
+    assert column(rows, "tokens")[-1] == 6144
+    bits = column(rows, "tinystories_bits")
+    assert bits[-1] < bits[0] - 0.1
 
 
-def test_two_processes_give_the_same_curve_and_weights(alone, text, tmp_path):
-    out, rows = alone
+def test_two_processes_give_the_same_curve(alone, text, tmp_path):
+    _, rows = alone
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    run = launch(text, tmp_path, *launcher)
-    said, _ = run.communicate(timeout=240)
-    assert run.returncode == 0, said[-2000:]
-    shared = rows_of(tmp_path)
-    assert column(shared, "tokens") == column(rows, "tokens")
-    np.testing.assert_allclose(
-        column(shared, "val_loss"), column(rows, "val_loss"), atol=2e-4
-    )
-    theirs, ours = weights(tmp_path), weights(out)
-    worst = max((theirs[name] - ours[name]).abs().max().item() for name in ours)
-    assert worst < 2e-3, worst
+    process = launch(text, tmp_path, *launcher)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said[-2000:]
+    for name in ("train_nats", "tinystories_bits"):
+        np.testing.assert_allclose(
+            column(read_log(tmp_path), name), column(rows, name), atol=0.015
+        )
 
 
-def test_another_order_gives_another_curve(alone, text, tmp_path):
+def test_another_seed_gives_another_curve(alone, text, tmp_path):
     """So the test above can fail."""
-    _, rows = alone
-    other = train(text, tmp_path, "--seed", 7)
-    difference = np.subtract(column(other, "val_loss"), column(rows, "val_loss"))
-    assert np.abs(difference).max() > 2e-3
-
-
-def test_accumulating_gives_the_same_curve(alone, text, tmp_path):
-    _, rows = alone
-    parts = train(text, tmp_path, "--accumulate", 2)
-    np.testing.assert_allclose(
-        column(parts, "val_loss"), column(rows, "val_loss"), atol=2e-4
+    other = run(text, tmp_path, "--seed", 7)
+    difference = np.subtract(
+        column(other, "train_nats"), column(alone[1], "train_nats")
     )
+    assert np.abs(difference).max() > 0.02
 
 
-def test_a_killed_run_goes_on_where_it_was(alone, text, tmp_path):
+def test_a_killed_run_ends_with_the_same_weights(alone, text, tmp_path):
     out, rows = alone
-    run = launch(text, tmp_path)
-    limit = time.monotonic() + 60
+    process = launch(text, tmp_path)
+    limit = time.monotonic() + 120
     while not (tmp_path / "log.csv").exists() and time.monotonic() < limit:
         time.sleep(0.005)
-    run.kill()
-    run.communicate()
-    assert 1 <= len(rows_of(tmp_path)) < len(rows)  # else it wasn't stopped midway
-    again = train(text, tmp_path)
-    for name in ("step", "tokens", "val_loss", "copy_loss"):
+    process.kill()
+    process.communicate()
+    assert 1 <= len(read_log(tmp_path)) < len(rows)  # else it wasn't stopped midway
+    again = run(text, tmp_path)
+    for name in ("step", "train_nats", "tinystories_bits", "copy_nats"):
         assert column(again, name) == column(rows, name)
     assert all(torch.equal(weights(tmp_path)[k], v) for k, v in weights(out).items())
 
 
-def test_adamw_and_exercises_run(text, tmp_path):
-    rows = train(text, tmp_path, "--optimizer", "adamw", "--exercises", 0.25)
-    assert all(np.isfinite(column(rows, "train_loss")))
+def test_a_run_is_prolonged_from_its_stable_part(alone, text, tmp_path):
+    out, _ = alone
+    (tmp_path / "last.pth").write_bytes((out / "stable.pth").read_bytes())
+    prolonged = run(text, tmp_path, "--tokens", 8192)
+    longer = run(text, tmp_path / "longer", "--tokens", 8192)
+    assert prolonged[-1]["train_nats"] == longer[-1]["train_nats"]
 
 
-def test_begins_with_the_weights_of_another_run(alone, text, tmp_path):
-    out, rows = alone
-    start = ["--begin", out / "best.pth", "--peak-lr", 0, "--eval-freq", 99]
-    last = train(text, tmp_path, *start)[-1]
-    assert float(last["val_loss"]) == pytest.approx(min(column(rows, "val_loss")), 1e-4)
+@pytest.mark.parametrize("option", [("--peak-lr", 0.01), ("--tokens", 8192)])
+def test_other_options_refuse_to_resume(alone, text, option):
+    with pytest.raises(SystemExit, match=option[0].strip("-").replace("-", "_")):
+        run(text, alone[0], *option)
 
 
-def test_batch_that_cannot_be_shared_is_an_error():
-    with pytest.raises(SystemExit, match="--batch 5"):
-        train_module.main(["--out", "nowhere", "--batch", "5", "--accumulate", "2"])
-
-
-def test_missing_corpus_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run corpus.py first"):
-        train_module.prepare(tmp_path, 300)
-
-
-def test_token_files_hold_the_text(alone, text):
-    tokenizer = train_module.prepare(text, 300)
-    ids = np.fromfile(text / "train.bin", np.uint16)
-    story = (text / "train.txt").read_text(encoding="utf-8")
-    assert tokenizer.decode(ids) == story
-    assert tokenizer.n_vocab == 300
-    end = tokenizer.special_tokens["<|endoftext|>"]
-    assert (ids == end).sum() == 1
-
-
-def test_windows_are_shared_out_whole(alone, text):
-    windows = train_module.Windows(text / "train.bin", 32)
-    shares = []
-    for rank in range(2):
-        torch.manual_seed(5)
-        shares.append(list(train_module.Shuffled(windows, 4, 0.25, rank, 2)))
-    torch.manual_seed(5)
-    whole = list(train_module.Shuffled(windows, 4, 0.25))
-    assert [key for both in zip(*shares, strict=True) for key in both] == whole
-    assert len(whole) % 4 == 0
-    starts = [number for is_exercise, number in whole if not is_exercise]
-    assert len(set(starts)) == len(starts)
-    assert max(starts) + 32 < len(windows.ids)
-    assert len({start % 32 for start in starts}) == 1
-    assert 0.2 < 1 - len(starts) / len(whole) < 0.3
-    inputs, targets = windows[False, starts[0]]
-    assert torch.equal(inputs[1:], targets[:-1])
-
-
-def test_orthogonalize_brings_singular_values_near_one():
-    for shape in ((3, 16, 16), (2, 16, 64), (2, 64, 16)):
-        step = train_module.orthogonalize(torch.randn(shape))
-        values = torch.linalg.svdvals(step)
-        assert step.shape == shape
-        assert values.max() < 1.3
-        assert values.median() > 0.6
-
-
-def test_muon_treats_matrices_of_the_blocks_alone():
-    torch.manual_seed(1)
-    cfg = dict(
-        zip(("vocab_size", "context_length", "emb_dim"), (50, 8, 16), strict=True)
+def test_a_full_disk_leaves_the_last_checkpoint(alone, text, monkeypatch, tmp_path):
+    (tmp_path / "last.pth").write_bytes(
+        before := (alone[0] / "stable.pth").read_bytes()
     )
-    cfg |= {"n_heads": 2, "n_layers": 1, "drop_rate": 0.0, "qkv_bias": True}
-    model = train_module.helpers.GPTModel(cfg | {"tie_weights": True})
-    optimizer = train_module.Muon(model, weight_decay=0.0)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.1
-    ids = torch.randint(50, (2, 8))
-    train_module.helpers.calc_loss_batch(ids, ids, model, "cpu").backward()
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer.step()
-    change = {name: p.detach() - before[name] for name, p in model.named_parameters()}
-    values = torch.linalg.svdvals(change["trf_blocks.0.ff.layers.0.weight"])
-    assert values.max() == pytest.approx(0.1 * 0.2 * 8, rel=0.3)  # AdamW's: over 0.8
-    moved = change["tok_emb.weight"][ids.unique()].abs()
-    assert moved.median() == pytest.approx(0.1, rel=0.1)  # AdamW's first step
+
+    def save(state, path):
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(train.torch, "save", save)
+    with pytest.raises(OSError, match="no space"):
+        run(text, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
+    assert (tmp_path / "last.pth").read_bytes() == before
 
 
-def test_copy_loss_tells_copying_from_guessing():
-    class Copier(torch.nn.Module):
-        cfg = {"context_length": 16, "vocab_size": 50}
-
-        def forward(self, ids):
-            seen = ids.roll(7, dims=1)  # the token after the last such one
-            return 20.0 * torch.nn.functional.one_hot(seen, 50)
-
-    class Guesser(Copier):
-        def forward(self, ids):
-            return torch.zeros(*ids.shape, 50)
-
-    assert train_module.copy_loss(Copier(), "cpu") < 0.01
-    assert train_module.copy_loss(Guesser(), "cpu") == pytest.approx(np.log(50))
+def test_shipped_folder_is_read_back(alone, text, tmp_path):
+    state = torch.load(alone[0] / "last.pth", weights_only=True)
+    model = ship.helpers.GPTModel(state["config"])
+    model.load_state_dict(state["model"])
+    tokenizer = ship.helpers.read_bpe_files(text)
+    ship.write_gpt2_checkpoint(tmp_path / "model", model, tokenizer)
+    loaded, _ = ship.helpers.load_gpt2(tmp_path / "model")
+    ids = torch.arange(30)[None]
+    torch.testing.assert_close(loaded(ids), model(ids), atol=0.02, rtol=0.02)
 
 
-# ------------------------------------------------------------------ exercises
+# The exercises
 
 
 @pytest.fixture(scope="module")
-def dialogues():
-    made = exercises.Dialogues(*exercises.collect_words(
-        (ROOT / "data" / "the-ferryman.txt").read_text(encoding="utf-8"), rare=1
-    ))  # fmt: skip
-    return made
+def words():
+    return json.loads((ROOT / "data" / "dialogues.json").read_text("utf-8"))["contents"]
 
 
-def test_dialogues_leave_chapter_7_its_content(dialogues):
-    rng = random.Random(3)
-    for _ in range(300):
-        assert not exercises.is_reserved(dialogues.name(rng))
-        assert not exercises.is_reserved(dialogues.number(rng))
-        assert not any(exercises.is_reserved(w) for w in dialogues.sentence(rng, 2, 6))
-    shares = [exercises.is_reserved(str(i)) for i in range(2000)]
-    assert 0.1 < sum(shares) / 2000 < 0.15
+@pytest.mark.parametrize("kind", exercises.TASKS)
+def test_dialogues_keep_to_their_side_and_can_be_answered(words, kind):
+    values = {word for group in words.values() for word in group}
+    for number in range(200):
+        for reserved in (False, True):
+            turns = exercises.make_dialogue(number, words, kind, reserved)
+            assert turns == exercises.make_dialogue(number, words, kind, reserved)
+            said = " ".join(message for message, _ in turns)
+            named = {
+                w
+                for w in said.replace(".", " ").replace("?", " ").split()
+                if w in values
+            }
+            named -= {"well", "number", "room"}  # words of the phrases
+            assert all(exercises.is_reserved(word) == reserved for word in named), said
+            answer = turns[-1][1]
+            if kind not in ("unknown", "reverse"):
+                last = answer.rstrip(".").split()[-1]
+                assert last in said
 
 
-def test_answers_are_right(dialogues):
-    rng = random.Random(4)
-    for _ in range(200):
-        ((asked, answer),) = dialogues.larger(rng)
-        numbers = [int("".join(filter(str.isdigit, word))) for word in asked.split()
-                   if any(map(str.isdigit, word))]  # fmt: skip
-        assert answer == f"{max(numbers)}."
-        ((asked, answer),) = dialogues.repeat(rng)
-        assert asked.endswith(answer)
-        ((asked, answer),) = dialogues.reverse(rng)
-        assert asked.endswith(" ".join(answer.split()[::-1]))
-        ((asked, answer),) = dialogues.find(rng)
-        assert answer.rstrip(".").split()[-1] in asked
-        turns = dialogues.correct(rng)
-        thing, value = turns[-1][1].removeprefix("Your ")[:-1].split(" is ")
-        told = [line for line, _ in turns[:-1] if f"my {thing}" in line.lower()]
-        assert value in told[-1]
+def test_larger_has_numbers_of_equal_length(words):
+    for number in range(200):
+        ((message, answer),) = exercises.make_dialogue(number, words, "larger")
+        a, b = (
+            int(x) for x in "".join(c if c.isdigit() else " " for c in message).split()
+        )
+        assert len(str(a)) == len(str(b)) and a != b
+        assert answer == f"{max(a, b)}."
 
 
-def test_exercise_windows(dialogues, text):
-    tokenizer = train_module.prepare(text, 300)
-    made = exercises.Exercises(dialogues, tokenizer, 128)
+def test_recall_has_two_facts_of_one_kind(words):
+    for number in range(200):
+        turns = exercises.make_dialogue(number, words, "recall")
+        thing = turns[-1][1].removeprefix("Your ").rsplit(" is ", 1)[0]
+        told = " ".join(message for message, _ in turns[:-1])
+        known = next(known for known in exercises.KNOWN if thing.endswith(known))
+        assert (
+            told.count(known) >= 2
+            and told.count(f"my {thing}") + told.count(f"My {thing}") == 1
+        )
+
+
+def test_exercise_windows(words, alone, text):
+    tokenizer = ship.helpers.to_tiktoken(ship.helpers.read_bpe_files(text))
+    made = exercises.Exercises(
+        words | {"word": ["so"]}, tokenizer, {"find": 1, "larger": 1}
+    )
     for i in range(40):
-        inputs, targets = made[i]
+        inputs, targets = made.window(i, 128, 0.5)
         assert inputs.shape == targets.shape == (128,)
         known = targets[:-1] != -100
         assert torch.equal(inputs[1:][known], targets[:-1][known])
-    assert torch.equal(made[7][0], made[7][0])
-    assert not torch.equal(made[7][0], made[8][0])
-    row = made.rows(random.Random(1))
+    assert torch.equal(made.window(7, 128, 0.5)[0], made.window(7, 128, 0.5)[0])
+    row = made.row(random.Random(1), 128)
     assert row[0][1] is False and all(part == (row[0][0], True) for part in row[1:])

@@ -1,72 +1,112 @@
-"""Ship a trained checkpoint as gpt2-mini, and print the figures of its model card.
+"""Make gpt2-mini: corpus, tokenizer, training, OpenAI's files, the card's figures.
 
-    python data/gpt2-mini/ship.py data/runs/gpt2-mini/part1 data/runs/gpt2-mini/part2
+    python data/gpt2-mini/ship.py [--run data/runs/gpt2-mini] [--to data/gpt2-mini]
+    python data/gpt2-mini/ship.py --figures FOLDER ...       # of any models
 
-The folders are those of `train.py`'s runs in order; `best.pth` of the last is taken.
-The model, in OpenAI's format with 16-bit floats, and the runs' logs, joined in
-`log.csv`, are written beside this file (or to `--to`). The figures are those of the
-model as it was written, read back from the disk.
+What is done already isn't done again, and a training that was stopped goes on
+(train.py, whose options are taken here too). The figures are those of the files as
+written, with 16-bit floats, read back from the disk.
 """
 
 import argparse
-import csv
+import json
 import math
-import random
+import os
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+import tensorflow as tf
 import torch
+import torch.nn.functional as F
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2])]
 
-from exercises import Dialogues, collect_words
-from train import END, Windows, copy_loss
+import train
+from exercises import TASKS, make_dialogue
 
 import helpers
 
 HERE = Path(__file__).resolve().parent
-PROMPTS = ("Once upon a time", "The old woman said", "<|endoftext|>")
-TEMPERATURES = (0.0, 0.5, 0.8, 1.0)
+TEMPERATURES = (0.0, 0.5, 0.8)
+PROMPTS = [
+    *("Once upon a time", "One day, a little girl named Sue", "Tom had a red ball."),
+    *(
+        "The old woman said",
+        "There was once a king who",
+        '"Where are you going?" asked',
+    ),
+    *("The dog ran to", "It was a cold day, and", "Mom said to Ben,"),
+    *("In the forest there lived", "Lily was sad because", "The three brothers"),
+]
 
 
-def join_logs(runs):
-    """Return the rows of the runs' logs as one: steps, tokens and seconds go on."""
-    rows, before = [], dict.fromkeys(("step", "tokens", "seconds"), 0.0)
-    for number, run in enumerate(runs, 1):
-        with (run / "log.csv").open(encoding="utf-8", newline="") as lines:
-            for row in csv.DictReader(lines):
-                row |= {k: f"{float(row[k]) + v:.0f}" for k, v in before.items()}
-                rows.append({"part": str(number), **row})
-        before = {key: float(rows[-1][key]) for key in before}
-    return rows
+# OpenAI's format
 
 
-def plot_log(rows, path):
-    """Draw the losses over the tokens read."""
-    tokens = [float(row["tokens"]) / 1e6 for row in rows]
-    fig, ax = plt.subplots()
-    for name, label in (
-        ("train_loss", "training (books and exercises)"),
-        ("val_loss", "validation (tales never read)"),
-        ("copy_loss", "second half of random rows"),
-    ):
-        ax.plot(tokens, [float(row[name]) for row in rows], label=label)
-    for row, after in zip(rows, rows[1:], strict=False):
-        if row["part"] != after["part"]:
-            ax.axvline(float(row["tokens"]) / 1e6, color="#999999", linestyle=":")
-    ax.set(
-        xlabel="tokens read (millions)", ylabel="loss (nats per token)", ylim=(0, 11)
-    )
-    ax.legend()
-    fig.tight_layout()
-    fig.savefig(path)
+def openai_tensors(model, dtype):
+    """The tensors of a model under OpenAI's names, as `gpt2_places` has them."""
+    tensors = {}
+    for name, parameters in helpers.gpt2_places(model).items():
+        joined = torch.cat([p.detach().float().cpu() for p in parameters])
+        joined = joined.t()[None] if name.endswith("/w") else joined
+        tensors[name] = joined.numpy().astype(dtype)
+        if not np.isfinite(tensors[name]).all():
+            raise ValueError(f"{name} has numbers that {dtype} can't hold: use float32")
+    return tensors
 
 
-def baselines(train_ids, ids, vocab_size):
-    """Return the losses of a text under counts of tokens and of pairs, in nats."""
+def write_gpt2_checkpoint(folder, model, tokenizer, dtype="float16"):
+    """Write a model and its `BPETokenizer`: beside the folder first, the index last."""
+    folder, cfg = Path(folder).resolve(), model.cfg
+    tensors = openai_tensors(model, dtype)
+    hparams = {"n_vocab": cfg["vocab_size"], "n_ctx": cfg["context_length"]}
+    hparams |= {
+        "n_embd": cfg["emb_dim"],
+        "n_head": cfg["n_heads"],
+        "n_layer": cfg["n_layers"],
+    }
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        helpers.write_bpe_files(temporary, tokenizer)
+        (temporary / "hparams.json").write_text(json.dumps(hparams, indent=2) + "\n")
+        (temporary / "checkpoint").write_text('model_checkpoint_path: "model.ckpt"\n')
+        tf.raw_ops.SaveV2(
+            prefix=os.fsencode(temporary / "model.ckpt"),
+            tensor_names=list(tensors),
+            shape_and_slices=[""] * len(tensors),
+            tensors=list(map(tf.constant, tensors.values())),
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(
+            temporary.iterdir(), key=lambda path: path.suffix == ".index"
+        ):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# Figures
+
+
+@torch.no_grad()
+def bits_per_character(model, tokenizer, text):
+    """Bits per character of a text, read in windows of the context."""
+    T = model.cfg["context_length"]
+    ids = torch.tensor(tokenizer.encode(text, allowed_special="all"))
+    nats = 0.0
+    for inputs, targets in zip(ids[:-1].split(T), ids[1:].split(T), strict=True):
+        nats += F.cross_entropy(model(inputs[None])[0], targets, reduction="sum").item()
+    return nats / math.log(2) / len(text)
+
+
+def counted_bits(train_ids, ids, vocab_size, characters):
+    """Bits per character by counts of tokens, and of pairs smoothed by them."""
     counts = np.bincount(train_ids, minlength=vocab_size) + 1
     unigram = counts / counts.sum()
     pairs = Counter(zip(train_ids[:-1].tolist(), train_ids[1:].tolist(), strict=True))
@@ -74,101 +114,141 @@ def baselines(train_ids, ids, vocab_size):
         (pairs[a, b] + 20 * unigram[b]) / (counts[a] + 20)
         for a, b in zip(ids[:-1].tolist(), ids[1:].tolist(), strict=True)
     ]
-    return -np.log(unigram[ids[1:]]).mean(), -np.log(bigram).mean()
+    return [-np.log2(p).sum() / characters for p in (unigram[ids[1:]], bigram)]
 
 
 @torch.no_grad()
-def total_loss(model, windows):
-    """Return the summed loss of all full windows, in nats, and their tokens."""
-    nats, count = 0.0, 0
-    for start in range(0, len(windows.ids) - windows.T, windows.T):
-        inputs, targets = windows[False, start]
-        logits = model(inputs[None])[0]  # (T, V)
-        nats += torch.nn.functional.cross_entropy(
-            logits, targets, reduction="sum"
-        ).item()
-        count += len(targets)
-    return nats, count
+def copy_loss(model, count=8):
+    """The loss, in nats a token, on random tokens that come the second time."""
+    half = model.cfg["context_length"] // 2
+    draws = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.cfg["vocab_size"] - 1, (count, half), generator=draws)
+    logits = model(torch.cat((ids, ids), dim=1))[:, half:-1]  # (count, T/2 - 1, V)
+    return F.cross_entropy(logits.mT, ids[:, 1:]).item()
 
 
-def exact_matches(model, tokenizer, make, count=50):
-    """Return the share of new dialogues whose last answer comes word for word.
+@torch.no_grad()
+def exact_match(model, tokenizer, words, kind, count=200):
+    """The share of new dialogues, of reserved contents, whose last answer is exact.
 
-    Args:
-        make: a method of `Dialogues`.
+    Greedy generation would give the answer just if each of its tokens is the most
+    probable one after those before it, which a single pass shows.
     """
-    newline = tokenizer.encode("\n")[0]
-    right, rng = 0, random.Random("new")
-    for _ in range(count):
-        *turns, (asked, answer) = make(rng)
-        lines = [f"User: {said}\nAssistant: {reply}\n" for said, reply in turns]
-        prompt = "".join(lines) + f"User: {asked}\nAssistant:"
-        ids = helpers.text_to_token_ids(prompt, tokenizer)
-        context = model.cfg["context_length"]
-        new = helpers.generate(model, ids, 60, context, eos_id=newline)[
-            :, ids.shape[1] :
-        ]
-        right += helpers.token_ids_to_text(new, tokenizer).strip() == answer
+    right = 0
+    for number in range(count):
+        turns = make_dialogue(number, words, kind, reserved=True)
+        lines = [f"User: {message}\nAssistant: {answer}\n" for message, answer in turns]
+        before = "".join(lines)[: -len(f" {turns[-1][1]}\n")]
+        prompt = tokenizer.encode_ordinary(before)
+        answer = tokenizer.encode_ordinary(f" {turns[-1][1]}\n")
+        ids = torch.tensor([prompt + answer])[:, -model.cfg["context_length"] :]
+        best = model(ids)[0, -len(answer) - 1 : -1].argmax(dim=-1)
+        right += best.tolist() == answer
     return right / count
 
 
-def print_figures(folder, text, rows):
-    """Print what the model card states about the model in a folder."""
-    model, tokenizer = helpers.load_gpt2(folder)
+def continue_text(model, tokenizer, prompt, temperature=0.0, tokens=80):
+    helpers.set_seed(123)
+    ids = torch.tensor([tokenizer.encode_ordinary(prompt)])
     context = model.cfg["context_length"]
-    windows = Windows(text / "validation.bin", context)
-    story = tokenizer.decode(windows.ids.tolist()).replace(END, "")
-    nats, count = total_loss(model, windows)
-    per_token = len(story) / len(windows.ids)  # characters
-    train_ids = np.fromfile(text / "train.bin", np.uint16)
-    losses = dict(zip(("unigram", "bigram"), baselines(train_ids, windows.ids,
-                  model.cfg["vocab_size"]), strict=True))  # fmt: skip
-    losses["gpt2-mini"] = nats / count
-    print(model.cfg)
-    print(f"parameters {sum(p.numel() for p in model.parameters()):,}")
-    print(f"tokens: training {len(train_ids):,}, validation {len(windows.ids):,}")
-    print(f"characters a token {per_token:.3f}")
-    for name, loss in losses.items():
-        bits = loss / math.log(2) / per_token
-        print(f"{name}: {loss:.3f} nats per token, {bits:.3f} bits per character")
-    print(f"copying: {copy_loss(model, 'cpu'):.3f} nats per token")
-    books = (text / "train.txt").read_text(encoding="utf-8")
-    dialogues = Dialogues(*collect_words(books))
-    for make in dialogues.kinds:
-        share = exact_matches(model, tokenizer, make)
-        print(f"exact match, {make.__name__}: {share:.0%}")
-    print("log, last row:", rows[-1])
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    print(f"folder {size:,} bytes")
-    end = tokenizer.encode(END, allowed_special="all")[0]
-    for prompt in PROMPTS:
-        for temperature in TEMPERATURES:
-            helpers.set_seed(123)
-            ids = helpers.text_to_token_ids(prompt, tokenizer)
-            ids = helpers.generate(model, ids, 80, context, temperature, eos_id=end)
-            print(f"\n[{prompt!r}, temperature {temperature}]")
-            print(helpers.token_ids_to_text(ids, tokenizer))
+    ids = helpers.generate(
+        model, ids, tokens, context, temperature, eos_id=tokenizer.eot_token
+    )
+    return tokenizer.decode(ids[0].tolist())
+
+
+def repeated_share(text, n=4):
+    """The share of runs of four words that came before in the text."""
+    words = text.split()
+    runs = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return 1 - len(set(runs)) / max(1, len(runs))
+
+
+def figures(folder, text, words):
+    """A dictionary of what the card states about the model in a folder."""
+    model, tokenizer = helpers.load_gpt2(folder)
+    result = {"parameters": sum(p.numel() for p in model.parameters())}
+    for path in sorted(text.glob("validation-*.txt")):
+        if held_out := path.read_text(encoding="utf-8"):
+            name = f"bits per character, {path.stem.removeprefix('validation-')}"
+            result[name] = bits_per_character(model, tokenizer, held_out)
+    result["copying, nats a token"] = copy_loss(model)
+    for kind in TASKS:
+        result[f"exact match, {kind}"] = exact_match(model, tokenizer, words, kind)
+    shares = [
+        repeated_share(continue_text(model, tokenizer, prompt)) for prompt in PROMPTS
+    ]
+    result["repeated 4-grams, greedy"] = sum(shares) / len(shares)
+    result["prompts with over 20%"] = sum(share > 0.2 for share in shares)
+    return result
+
+
+def print_samples(folder):
+    """Continuations of the prompts, neither chosen nor edited."""
+    model, tokenizer = helpers.load_gpt2(folder)
+    for temperature in TEMPERATURES:
+        print(f"\nTemperature {temperature}:\n")
+        for prompt in PROMPTS:
+            text = continue_text(model, tokenizer, prompt, temperature)
+            print("> " + text.replace("\n", "\n> ") + "\n")
+
+
+def plot_log(log, path):
+    """Draw the figures of a run's log over the tokens read."""
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.5))
+    tokens = log["tokens"] / 1e6
+    axes[0].plot(tokens, log["tinystories_bits"], label="small stories")
+    if "tales_bits" in log:
+        axes[0].plot(tokens, log["tales_bits"], label="old tales")
+    axes[0].set(ylabel="bits per character, held-out text", ylim=(0.5, 2.5))
+    axes[1].plot(
+        tokens, log["copy_nats"], color="tab:green", label="copying random tokens"
+    )
+    axes[1].set(ylabel="nats per token", ylim=(0, None))
+    for ax in axes:
+        ax.set(xlabel="tokens read (millions)")
+        ax.legend()
+    fig.tight_layout()
+    fig.savefig(path, dpi=100)
 
 
 def main():
-    """Write the folder and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--text", type=Path, default=helpers.RUNS / "gpt2-mini")
+    parser.add_argument("--run", type=Path, default=helpers.RUNS / "gpt2-mini")
+    parser.add_argument(
+        "--text", type=Path, help="folder of the corpus; by default, --run"
+    )
     parser.add_argument("--to", type=Path, default=HERE)
-    args = parser.parse_args()
-    best = args.runs[-1] / "best.pth"
-    model = helpers.GPTModel(torch.load(best, weights_only=True)["config"])
-    helpers.load_checkpoint(best, model)
-    tokenizer = helpers.read_bpe_files(args.text)
-    helpers.write_gpt2_checkpoint(args.to, model, tokenizer, dtype="float16")
-    rows = join_logs(args.runs)
-    with (args.to / "log.csv").open("w", encoding="utf-8", newline="") as lines:
-        writer = csv.DictWriter(lines, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    plot_log(rows, args.to / "log.png")
-    print_figures(args.to, args.text, rows)
+    parser.add_argument(
+        "--figures", type=Path, nargs="+", help="print only figures of models"
+    )
+    args, options = parser.parse_known_args()
+    text = args.text or args.run
+    if not args.figures:
+        train.main(["--out", str(args.run), "--text", str(text), *options])
+        state = torch.load(args.run / "last.pth", map_location="cpu", weights_only=True)
+        model = helpers.GPTModel(state["config"])
+        model.load_state_dict(state["model"])
+        write_gpt2_checkpoint(args.to, model, helpers.read_bpe_files(text))
+        shutil.copyfile(args.run / "log.csv", args.to / "log.csv")
+        plot_log(pd.read_csv(args.to / "log.csv"), args.to / "log.png")
+    words = json.loads((HERE.parent / "dialogues.json").read_text(encoding="utf-8"))[
+        "contents"
+    ]
+    table = {
+        folder.name: figures(folder, text, words)
+        for folder in args.figures or [args.to]
+    }
+    print(pd.DataFrame(table).to_string(float_format="{:.3f}".format))
+    for held_out in sorted(text.glob("validation-*.bin")):
+        name = held_out.stem.removeprefix("validation-")
+        ids = np.fromfile(held_out, np.uint16)
+        train_ids = np.fromfile(text / f"train-{name}.bin", np.uint16)
+        size = held_out.with_suffix(".txt").stat().st_size
+        unigram, bigram = counted_bits(train_ids, ids, int(train_ids.max()) + 1, size)
+        print(f"{name}, bits per character: unigram {unigram:.3f}, bigram {bigram:.3f}")
+    for folder in args.figures or [args.to]:
+        print_samples(folder)
 
 
 if __name__ == "__main__":
