@@ -136,7 +136,7 @@ WHOLE = '[{"instruction": "Go.", "output": "Gone."}]'
 OTHER_JSON = {
     "a pickle in letters": (b"cos\nsystem\n(S'ls'\ntR.", "isn't whole: .* line 1 "),
     "a page": (b"<html></html>", r"isn't whole: .* line 1 \(Expecting value\)"),
-    "nothing": (b"", "isn't whole"),
+    "nothing": (b"", "holds no text"),
     "a record a line": ((WHOLE + "\n" + WHOLE).encode(), r"line 2 \(Extra data\)"),
     "nested without end": (b"[" * 100_000, "isn't whole: .*recursion"),
     "too many digits": (b"[%s]" % (b"9" * 5000), "(digits|record 0 is int)"),
