@@ -26,7 +26,7 @@ import zlib
 from collections import Counter, defaultdict
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
-from itertools import chain, islice, pairwise
+from itertools import chain, islice, pairwise, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -602,104 +602,32 @@ def generate_text_simple(model, idx, max_new_tokens, context_size):
 
 
 def text_to_token_ids(text, tokenizer):
-    """Return the ids of `text` as a batch of one, `(1, T)`.
-
-    Built in notebook 04.
-    """
-    text = check_text(text)
+    """Return the ids of a text as a batch of one, `(1, T)`. Notebook 04."""
     ids = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
-    return torch.tensor(ids, dtype=torch.int64).unsqueeze(0)
+    return torch.tensor([ids], dtype=torch.int64)
 
 
 def token_ids_to_text(token_ids, tokenizer):
-    """Return the text of a batch of one, `(1, T)` ids.
-
-    Raises:
-        ValueError: several rows.
-
-    Built in notebook 04.
-    """
-    ids = torch.as_tensor(token_ids).squeeze(0)
-    if ids.dim() != 1:
-        raise ValueError(
-            f"got ids of shape {tuple(token_ids.shape)}, expected one row, (1, T): "
-            f"decode the rows of a batch one by one"
-        )
-    return tokenizer.decode(ids.tolist())
+    """Return the text of a batch of one, ids `(1, T)`. Notebook 04."""
+    return tokenizer.decode(token_ids.squeeze(0).tolist())
 
 
 def calc_loss_batch(input_batch, target_batch, model, device):
-    """Return the mean cross-entropy of a batch, in nats per token.
-
-    Args:
-        input_batch, target_batch: `(B, T)` ids, the targets one token later.
-        model: maps ids to logits `(B, T, V)`.
-        device: where the model is.
-
-    Returns:
-        A tensor with one number, ready for `backward()`.
-
-    Raises:
-        ValueError: inputs and targets of different shapes, or ids that the model
-            can't take.
-
-    Built in notebook 04.
-    """
-    if input_batch.shape != target_batch.shape:
-        raise ValueError(
-            f"got inputs {tuple(input_batch.shape)} and targets "
-            f"{tuple(target_batch.shape)}, expected one shape (B, T)"
-        )
+    """Return the mean cross-entropy of ids `(B, T)`, in nats a token. Notebook 04."""
     logits = model(input_batch.to(device))  # (B, T, V)
-    targets = target_batch.to(device)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # (B*T, V), (B*T)
-
-
-def check_loaders(*loaders):
-    """Raise a ValueError if one of some loaders has no batch.
-
-    Built in notebook 04.
-    """
-    lengths = [len(one) if hasattr(one, "__len__") else None for one in loaders]
-    if not all(lengths):
-        raise ValueError(
-            f"got loaders with {lengths} batches, expected at least 1 in each: take a "
-            f"longer text or a smaller batch_size"
-        )
+    return F.cross_entropy(logits.flatten(0, 1), target_batch.to(device).flatten())
 
 
 @torch.no_grad()
 def calc_loss_loader(data_loader, model, device, num_batches=None):
-    """Return the mean loss over the batches of a loader, in nats per token.
-
-    Args:
-        data_loader: batches `(inputs, targets)`.
-        model, device: see `calc_loss_batch`.
-        num_batches: how many batches to take; all by default.
-
-    Raises:
-        ValueError: the loader has no batch, or `num_batches` is under 1.
-
-    Built in notebook 04.
-    """
-    check_loaders(data_loader)
-    if num_batches is not None:
-        check_whole(num_batches=num_batches)
-    losses = [
-        calc_loss_batch(inputs, targets, model, device).item()
-        for inputs, targets in islice(data_loader, num_batches)
-    ]
+    """Return the mean loss of a loader's (first) batches. Notebook 04."""
+    batches = islice(data_loader, num_batches)
+    losses = [calc_loss_batch(x, y, model, device).item() for x, y in batches]
     return sum(losses) / len(losses)
 
 
 def evaluate_model(model, train_loader, val_loader, device, eval_iter):
-    """Return the losses on `eval_iter` batches of each loader, dropout switched off.
-
-    Returns:
-        (training loss, validation loss), in nats per token.
-
-    Built in notebook 04.
-    """
+    """Return both losses over `eval_iter` batches, without dropout. Notebook 04."""
     model.eval()
     train_loss = calc_loss_loader(train_loader, model, device, eval_iter)
     val_loss = calc_loss_loader(val_loader, model, device, eval_iter)
@@ -708,50 +636,12 @@ def evaluate_model(model, train_loader, val_loader, device, eval_iter):
 
 
 def generate_and_print_sample(model, tokenizer, device, start_context):
-    """Print 50 greedy tokens after `start_context`, on one line.
-
-    Built in notebook 04.
-    """
+    """Print 50 greedy tokens after a prompt, on one line. Notebook 04."""
     model.eval()
-    idx = text_to_token_ids(start_context, tokenizer).to(device)
+    idx = text_to_token_ids(start_context, tokenizer).to(device)  # (1, T)
     idx = generate_text_simple(model, idx, 50, model.cfg["context_length"])
-    tqdm.write(token_ids_to_text(idx.cpu(), tokenizer).replace("\n", " "))
+    print(token_ids_to_text(idx, tokenizer).replace("\n", " "))
     model.train()
-
-
-def check_finite(loss, step):
-    """Raise a FloatingPointError that names the step if the loss is not a number.
-
-    Args:
-        loss: a tensor with one number.
-        step: number of the step, from 0.
-
-    Built in notebook 04.
-    """
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss became {loss.item()} at step {step}: training has stopped, and "
-            f"checkpoints keep what they held. Try a lower learning rate or clipping"
-        )
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, for its next tensors.
-
-    The C library of most Linuxes, glibc, hands large blocks back to the system at once
-    and asks for new ones, whose pages have to be cleared before use. `mallopt` sets
-    `M_MMAP_MAX` (-4) to 0 and switches `M_TRIM_THRESHOLD` (-1) off, so that it doesn't.
-
-    Returns:
-        Whether that was possible: False elsewhere, where nothing is changed.
-
-    Source: the manual page mallopt(3). Built in notebook 04.
-    """
-    try:
-        c_library = ctypes.CDLL("libc.so.6")
-        return bool(c_library.mallopt(-4, 0) and c_library.mallopt(-1, -1))
-    except (OSError, AttributeError):
-        return False
 
 
 def train_model_simple(
@@ -766,69 +656,36 @@ def train_model_simple(
     start_context,
     tokenizer,
 ):
-    """Train a model, printing both losses at intervals and a sample every epoch.
+    """Train a model; return training losses, validation losses and tokens seen.
 
-    Args:
-        model: a `GPTModel` on `device`.
-        train_loader, val_loader: batches `(inputs, targets)`.
-        optimizer: over the model's parameters.
-        num_epochs: times that the training text is read.
-        eval_freq: steps between two evaluations.
-        eval_iter: batches of each loader in an evaluation.
-        start_context, tokenizer: the prompt of the samples.
-
-    Returns:
-        Three lists: training losses, validation losses, tokens seen at each.
-
-    Raises:
-        ValueError: a loader without batches, an optimizer of another model, or a
-            number under 1.
-        FloatingPointError: a loss that is not a number.
-
-    Built in notebook 04.
+    Losses are printed every `eval_freq` steps, a sample every epoch. Notebook 04.
     """
-    check_loaders(train_loader, val_loader)
-    check_optimizer(optimizer, model)
-    check_whole(num_epochs=num_epochs, eval_freq=eval_freq)
     train_losses, val_losses, track_tokens_seen = [], [], []
     tokens_seen, step = 0, 0
     for epoch in range(num_epochs):
         model.train()
-        for inputs, targets in tqdm(train_loader, f"epoch {epoch + 1}", leave=False):
+        for inputs, targets in train_loader:
             optimizer.zero_grad()
             loss = calc_loss_batch(inputs, targets, model, device)
-            check_finite(loss, step)
             loss.backward()
             optimizer.step()
             tokens_seen += inputs.numel()
             if step % eval_freq == 0:
-                both = evaluate_model(
+                losses = evaluate_model(
                     model, train_loader, val_loader, device, eval_iter
                 )
-                train_losses.append(both[0])
-                val_losses.append(both[1])
+                train_losses.append(losses[0])
+                val_losses.append(losses[1])
                 track_tokens_seen.append(tokens_seen)
-                tqdm.write(
-                    f"Ep {epoch + 1} (Step {step:06d}): Train loss {both[0]:.3f}, "
-                    f"Val loss {both[1]:.3f}"
-                )
+                print(f"Ep {epoch + 1} (Step {step:06d}): ", end="")
+                print(f"Train loss {losses[0]:.3f}, Val loss {losses[1]:.3f}")
             step += 1
         generate_and_print_sample(model, tokenizer, device, start_context)
     return train_losses, val_losses, track_tokens_seen
 
 
 def plot_losses(epochs_seen, tokens_seen, train_losses, val_losses):
-    """Plot both losses against epochs (below) and tokens seen (above).
-
-    Args:
-        epochs_seen, tokens_seen: the x axes, one value an evaluation.
-        train_losses, val_losses: nats per token.
-
-    Returns:
-        The matplotlib figure.
-
-    Built in notebook 04.
-    """
+    """Plot both losses against epochs (below) and tokens (above). Notebook 04."""
     fig, ax = plt.subplots()
     ax.plot(epochs_seen, train_losses, label="training")
     ax.plot(epochs_seen, val_losses, linestyle="--", label="validation")
@@ -842,404 +699,60 @@ def plot_losses(epochs_seen, tokens_seen, train_losses, val_losses):
     return fig
 
 
-def param_groups(model, weight_decay):
-    """Split parameters for AdamW: matrices decay, biases and norms don't.
-
-    Returns:
-        Two groups, as `torch.optim.AdamW` takes them.
-
-    Built in notebook 04.
-    """
-    params = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
-    ]
-
-
-def learning_rate(step, total_steps, warmup_steps, peak_lr, min_lr):
-    """Return the rate of a step: a linear rise to `peak_lr`, then half a cosine.
-
-    Args:
-        step: 0 to `total_steps` - 1.
-        warmup_steps: steps of the rise.
-        min_lr: the rate at the end.
-
-    Source: Loshchilov and Hutter 2017 (arXiv:1608.03983). Built in notebook 04.
-    """
-    if step < warmup_steps:
-        return peak_lr * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
-    return min_lr + (peak_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-CHECKPOINT_KEYS = ("config", "model_state_dict", "optimizer_state_dict", "extra")
-
-
 def save_checkpoint(path, model, optimizer=None, **extra):
-    """Write a model, perhaps its optimizer and more, to a file: whole or not at all.
-
-    Args:
-        path: the file; what stands there is replaced once the new one is complete.
-        model: a `GPTModel`.
-        optimizer: its optimizer, if training is to go on from here.
-        extra: numbers, strings, lists, dictionaries and tensors to keep beside it.
-
-    Raises:
-        ValueError: something that `load_checkpoint` wouldn't read.
-
-    Built in notebook 04.
-    """
-    saved = optimizer.state_dict() if optimizer else None
-    parts = (model.cfg, model.state_dict(), saved, extra)
-    state = dict(zip(CHECKPOINT_KEYS, parts, strict=True))
-    with atomic_write(path) as temporary:
-        torch.save(state, temporary)
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(temporary)
-        if foreign:
-            raise ValueError(
-                f"got values of the types {foreign}, expected numbers, strings, lists, "
-                f"dictionaries and tensors: use float(...) or .tolist() for NumPy's"
-            )
+    """Write configuration, weights, the optimizer's state and more. Notebook 04."""
+    state = {"config": model.cfg, "model_state_dict": model.state_dict(), **extra}
+    if optimizer is not None:
+        state["optimizer_state_dict"] = optimizer.state_dict()
+    temporary = Path(f"{path}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, temporary)
+    os.replace(temporary, path)  # a crash while writing leaves the old file whole
 
 
 def load_checkpoint(path, model, optimizer=None):
-    """Read what `save_checkpoint` wrote into a model, and perhaps its optimizer.
-
-    Only tensors and plain values are unpickled (`weights_only=True`), so that a file
-    from elsewhere can't run code. The model is changed only if the whole file fits.
-
-    Args:
-        path: the file.
-        model: a `GPTModel` of the same configuration.
-        optimizer: an optimizer over its parameters, if the file holds one's state.
-
-    Returns:
-        The dictionary of what was kept beside it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a file that is cut short, not a checkpoint, or of another model or
-            optimizer.
-
-    Built in notebook 04.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"got {path.name!r}, expected a checkpoint's path")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        config, weights, saved, extra = (state[key] for key in CHECKPOINT_KEYS)
-        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-        theirs = config["n_heads"], config.get("tie_weights", False)
-    except Exception as error:  # whatever a damaged archive makes PyTorch raise
-        raise ValueError(
-            f"{path.name} is cut short or isn't a checkpoint of this course: save it "
-            f"again, or take another one"
-        ) from error
-    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    ours = model.cfg["n_heads"], model.cfg.get("tie_weights", False)  # not in a shape
-    if shapes != expected or ours != theirs:
-        raise ValueError(
-            f"{path.name} is of another model: it was saved with {config}, this one "
-            f"has {model.cfg}"
-        )
+    """Read a checkpoint into a model (and optimizer); return it. Notebook 04."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model_state_dict"])
+    if state["config"]["n_heads"] != model.cfg["n_heads"]:  # not seen in any shape
+        raise ValueError(f"{path} has {state['config']['n_heads']} heads")
     if optimizer is not None:
-        if saved is None:
-            raise ValueError(f"{path.name} holds no optimizer: call without one")
-        try:
-            settings = optimizer.defaults.keys()
-            if not all(settings <= group.keys() for group in saved["param_groups"]):
-                raise ValueError("it has other settings")
-            optimizer.load_state_dict(saved)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path.name} holds the state of another optimizer ({error}): make "
-                f"yours as the one that was saved, or call without one"
-            ) from error
-    model.load_state_dict(weights)
-    return extra
-
-
-def random_state(*loaders):
-    """Return the state of PyTorch's generators, and of those that loaders were given.
-
-    Returns:
-        A list of tensors: the CPU's generator, the loaders' own, every GPU's.
-
-    Built in notebook 04.
-    """
-    states = [torch.get_rng_state()]
-    states += [generator.get_state() for generator in loader_generators(*loaders)]
-    if torch.cuda.is_available():
-        states += torch.cuda.get_rng_state_all()
-    return states
-
-
-def set_random_state(states, *loaders):
-    """Put generators back to what `random_state` returned for as many loaders.
-
-    Raises:
-        ValueError: there are fewer states than generators.
-
-    Built in notebook 04.
-    """
-    generators = [torch.default_generator, *loader_generators(*loaders)]
-    if len(states) < len(generators):
-        raise ValueError(
-            f"got the states of {len(states)} random generators, expected "
-            f"{len(generators)}: go on with loaders made as those of the run"
-        )
-    for generator, state in zip(generators, states, strict=False):
-        generator.set_state(state)
-    if len(states) > len(generators) and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states[len(generators) :])
-
-
-class BatchStream:
-    """Endless batches of a loader, which can go on later exactly where they stopped.
-
-    Each reading of the loader shuffles anew. The state of the random generators at its
-    start, the loader's own among them, and the number of batches taken since are enough
-    to find the place again.
-
-    Args:
-        loader: batches `(inputs, targets)`.
-
-    Built in notebook 04.
-    """
-
-    def __init__(self, loader):
-        check_loaders(loader)
-        self.loader, self.batches = loader, iter(())
-        self.start, self.taken, self.tokens_seen = random_state(loader), len(loader), 0
-
-    def __next__(self):
-        """Return the next batch, beginning a new reading when one is over."""
-        if self.taken == len(self.loader):
-            self.start, self.taken = random_state(self.loader), 0
-            self.batches = iter(self.loader)
-        inputs, targets = next(self.batches)
-        self.taken += 1
-        self.tokens_seen += inputs.numel()
-        return inputs, targets
-
-    def state_dict(self):
-        """Return the place in the stream."""
-        return {"at": (self.taken, self.tokens_seen), "start": self.start}
-
-    def load_state_dict(self, state):
-        """Go to a place in the stream, leaving the random generators as they are."""
-        now = random_state(self.loader)
-        self.start = state["start"]
-        self.taken, self.tokens_seen = state["at"]
-        if self.taken > len(self.loader):
-            raise ValueError(
-                f"got a place after {self.taken} batches, expected at most the "
-                f"{len(self.loader)} of the loader: take the data of the run"
-            )
-        set_random_state(self.start, self.loader)
-        self.batches = iter(self.loader)
-        for _ in range(self.taken):
-            next(self.batches)
-        set_random_state(now, self.loader)
-
-
-def train_step(model, stream, optimizer, device, accumulate, max_norm, step):
-    """Make one optimizer step from the mean gradient of `accumulate` batches.
-
-    Args:
-        stream: a `BatchStream`.
-        max_norm: length to which a longer gradient is cut.
-        step: its number, for the message if the loss is not a number.
-
-    Returns:
-        The mean loss of the batches, in nats per token (a tensor with one number).
-
-    Built in notebook 04.
-    """
-    optimizer.zero_grad()
-    mean_loss = 0.0
-    for _ in range(accumulate):
-        loss = calc_loss_batch(*next(stream), model, device) / accumulate
-        check_finite(loss, step)
-        loss.backward()
-        mean_loss += loss.detach()
-    nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    optimizer.step()
-    return mean_loss
-
-
-def train_model(
-    model,
-    train_loader,
-    val_loader,
-    device,
-    num_epochs,
-    peak_lr=1e-3,
-    min_lr=1e-4,
-    warmup_steps=10,
-    weight_decay=0.1,
-    max_norm=1.0,
-    accumulate=1,
-    eval_freq=10,
-    eval_iter=None,
-    run_dir=None,
-    resume=False,
-    optimizer=None,
-    report=None,
-    saves=True,
-):
-    """Train as one would at scale: schedule, clipping, accumulation, checkpoints.
-
-    Every `eval_freq` steps, and after the last, both losses are measured. With a
-    `run_dir`, `last.pth` then keeps everything that a later call needs to go on
-    exactly, and `best.pth` the model with the lowest validation loss so far.
-
-    Args:
-        model: a `GPTModel` on `device`.
-        train_loader, val_loader: batches `(inputs, targets)`.
-        num_epochs: times that the training text is read.
-        peak_lr, min_lr, warmup_steps: see `learning_rate`.
-        weight_decay: see `param_groups`.
-        max_norm: length to which a longer gradient is cut.
-        accumulate: batches whose gradients make one step.
-        eval_freq: steps between two evaluations.
-        eval_iter: batches of each loader in an evaluation; all by default.
-        run_dir: folder of the checkpoints; none are written without it.
-        resume: go on from `last.pth` in `run_dir`, if it is there.
-        optimizer: AdamW with `param_groups`, unless another is given.
-        report: called with the history after each evaluation.
-        saves: False leaves the writing to another process that trains along.
-
-    Returns:
-        A dictionary of lists: step, tokens_seen, lr, train_loss, val_loss.
-
-    Raises:
-        ValueError: a loader without batches, a number out of its range, an optimizer
-            or a checkpoint of another model, or `resume` without a `run_dir`.
-        FloatingPointError: a loss that is not a number; the checkpoints stay.
-
-    Built in notebook 04.
-    """
-    # Plan
-    check_loaders(train_loader, val_loader)
-    check_whole(accumulate=accumulate, eval_freq=eval_freq)
-    check_number(zero=False, num_epochs=num_epochs, max_norm=max_norm)
-    check_number(warmup_steps=warmup_steps, weight_decay=weight_decay)
-    check_number(peak_lr=peak_lr, min_lr=min_lr)
-    total_steps = math.ceil(num_epochs * len(train_loader) / accumulate)
-    if optimizer is None:
-        groups = param_groups(model, weight_decay)
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
-    check_optimizer(optimizer, model)
-    stream = BatchStream(train_loader)
-    history = {k: [] for k in ("step", "tokens_seen", "lr", "train_loss", "val_loss")}
-    # Resume
-    if resume and not run_dir:
-        raise ValueError("got resume=True, expected with it the run_dir of the run")
-    last = Path(run_dir) / "last.pth" if run_dir else None
-    if last:
-        last.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than later
-    if resume and last.exists():
-        extra = load_checkpoint(last, model, optimizer)
-        if not {"history", "stream", "random"} <= extra.keys():
-            raise ValueError(f"{last} isn't of train_model: move it, or resume=False")
-        history = extra["history"]
-        stream.load_state_dict(extra["stream"])
-        set_random_state(extra["random"], train_loader, val_loader)
-    steps = range(max(history["step"], default=0), total_steps)
-    model.train()
-    for step in tqdm(steps, "steps", leave=False):
-        # Step
-        lr = float(learning_rate(step, total_steps, warmup_steps, peak_lr, min_lr))
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        train_step(model, stream, optimizer, device, accumulate, max_norm, step)
-        # Evaluate
-        done = step + 1
-        if done % eval_freq != 0 and done != total_steps:
-            continue
-        losses = evaluate_model(model, train_loader, val_loader, device, eval_iter)
-        check_finite(torch.tensor(sum(losses)), done)
-        row = (done, stream.tokens_seen, lr, *losses)
-        for column, value in zip(history.values(), row, strict=True):
-            column.append(value)
-        # Keep
-        if last and saves:
-            if losses[1] == min(history["val_loss"]):
-                save_checkpoint(last.with_name("best.pth"), model, history=history)
-            states = random_state(train_loader, val_loader)
-            place = {"stream": stream.state_dict(), "random": states}
-            save_checkpoint(last, model, optimizer, history=history, **place)
-        if report:
-            report(history)
-    return history
+        optimizer.load_state_dict(state["optimizer_state_dict"])
+    return state
 
 
 def keep_top(logits, top_k=None, top_p=None):
-    """Set the logits of improbable tokens to minus infinity.
+    """Set logits `(B, V)` to minus infinity, but for the most probable tokens.
 
-    Args:
-        logits: `(B, V)`.
-        top_k: keep the k most probable tokens.
-        top_p: of those, keep the most probable ones that together reach p.
-
-    Returns:
-        `(B, V)`.
-
-    Raises:
-        ValueError: `top_k` under 1, or `top_p` not in 0 to 1.
-
-    Source: Holtzman et al. 2020 (arXiv:1904.09751) for top-p. Built in notebook 04.
+    Source: Fan et al. 2018 (top-k), Holtzman et al. 2020 (top-p). Notebook 04.
     """
     if top_k is not None:
-        check_whole(top_k=top_k)
-        kept = logits.topk(min(top_k, logits.shape[-1])).values  # (B, k)
-        logits = logits.masked_fill(logits < kept[:, -1:], -torch.inf)
+        kept = logits.topk(min(top_k, logits.shape[-1]))  # (B, k)
+        nothing = torch.full_like(logits, -torch.inf)
+        logits = nothing.scatter(-1, kept.indices, kept.values)
     if top_p is not None:
-        if not 0 < top_p <= 1:
-            raise ValueError(f"got top_p={top_p}, expected over 0 and at most 1")
         probs, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)  # (B, V)
-        cut = probs.cumsum(dim=-1) - probs >= top_p  # the more probable ones suffice
-        cut = torch.zeros_like(cut).scatter(-1, order, cut)  # back in vocabulary order
+        cut = probs.cumsum(dim=-1) - probs >= top_p  # the ones before it suffice
+        cut = torch.zeros_like(cut).scatter(-1, order, cut)  # in vocabulary order
         logits = logits.masked_fill(cut, -torch.inf)
     return logits
 
 
 def sample_token(logits, temperature=0.0, top_k=None, top_p=None):
-    """Choose one token a row: the most probable one, or a draw under three controls.
-
-    Args:
-        logits: `(B, V)`.
-        temperature: 0 takes the most probable token. Otherwise the logits that
-            `keep_top` leaves are divided by it: under 1 sharpens the distribution,
-            over 1 flattens it.
-        top_k, top_p: see `keep_top`.
-
-    Returns:
-        `(B, 1)` ids.
-
-    Raises:
-        ValueError: a control outside its range, or logits that aren't numbers.
-
-    Built in notebook 04.
-    """
-    check_number(temperature=temperature)
-    if temperature == math.inf:
-        raise ValueError("got temperature=inf, expected a finite number")
-    logits = keep_top(logits, top_k, top_p)
-    if temperature > 0:
-        logits = logits / temperature
-    if not logits.amax(dim=-1).isfinite().all():
-        raise ValueError(
-            f"got logits that aren't finite at temperature={temperature}: the weights "
-            f"have overflowed, or the temperature is so low that it should be 0"
-        )
+    """Choose a token for each row of logits `(B, V)`; ids `(B, 1)`. Notebook 04."""
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
-    probs = torch.softmax(logits, dim=-1)  # (B, V)
+    probs = keep_top(logits / temperature, top_k, top_p).softmax(dim=-1)  # (B, V)
     return torch.multinomial(probs, num_samples=1)
+
+
+def next_token_logits(model, idx, context_size, cache):
+    """Return logits `(B, V)` of the token after ids `(B, T)`. Notebook 04."""
+    if idx.shape[1] > context_size:
+        cache.layers.clear()  # every position has moved by one
+    window = idx[:, -context_size:]
+    new = model.features(window[:, cache.length() :], cache)  # (B, new, C)
+    return model.out_head(new[:, -1])
 
 
 @torch.no_grad()
@@ -1253,34 +766,14 @@ def generate(
     top_p=None,
     eos_id=None,
 ):
-    """Append tokens under the controls of `sample_token`, to a batch of prompts.
+    """Append sampled tokens to prompts of one length, `(B, T)`. Notebook 04.
 
-    Args:
-        model: a `GPTModel`; call `model.eval()` first.
-        idx: `(B, T)` ids of the prompts.
-        max_new_tokens: the most tokens to append.
-        context_size: the most tokens that the model is shown.
-        temperature, top_k, top_p: see `sample_token`.
-        eos_id: token at which a row ends. A row that has ended is filled with it, and
-            generation stops once every row has.
-
-    Returns:
-        `(B, T + new)` ids, at most `max_new_tokens` new ones.
-
-    Raises:
-        TypeError, ValueError: ids that the model can't take, or a wrong number.
-
-    Built in notebook 04.
+    A row ends before `eos_id`, and is filled up with it while others go on.
     """
-    check_ids(idx)
-    check_whole(0, max_new_tokens=max_new_tokens)
-    check_whole(context_size=context_size)
-    if eos_id is not None:
-        check_whole(0, eos_id=eos_id)
     cache = KVCache()
-    ended = torch.zeros(idx.shape[0], 1, dtype=torch.bool, device=idx.device)
+    ended = torch.zeros(len(idx), 1, dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
-        logits = next_token_logits(model, idx, context_size, cache)  # (B, V)
+        logits = next_token_logits(model, idx, context_size, cache)
         idx_next = sample_token(logits, temperature, top_k, top_p)  # (B, 1)
         if eos_id is not None:
             idx_next = idx_next.masked_fill(ended, eos_id)
@@ -1289,6 +782,125 @@ def generate(
                 break
         idx = torch.cat((idx, idx_next), dim=1)
     return idx
+
+
+def learning_rate(step, total_steps, warmup_steps, peak_lr, min_lr):
+    """Return a step's learning rate: a linear rise, then half a cosine.
+
+    Source: Loshchilov and Hutter 2017 (arXiv:1608.03983). Notebook 04.
+    """
+    if step < warmup_steps:
+        return peak_lr * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+    return min_lr + (peak_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def param_groups(model, weight_decay):
+    """Split trainable parameters for AdamW: only matrices decay. Notebook 04."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def next_token_loss(model, inputs, targets):
+    """Return the summed loss of `(B, T)` ids, and the number of targets. Notebook 04.
+
+    Targets of -100 don't count.
+    """
+    logits = model(inputs)  # (B, T, V)
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    return loss, (targets != -100).sum()
+
+
+@torch.no_grad()
+def mean_loss(model, batches, loss_fn=next_token_loss, num_batches=None):
+    """Return the loss per target over the (first) batches. Notebook 04."""
+    device, total, n_targets = next(model.parameters()).device, 0.0, 0
+    for batch in islice(batches, num_batches):
+        loss, n = loss_fn(model, *(part.to(device) for part in batch))
+        total, n_targets = total + loss.item(), n_targets + int(n)
+    return total / n_targets
+
+
+def train_model(
+    model,
+    batches,
+    loss_fn,
+    num_steps,
+    peak_lr=1e-3,
+    min_lr=1e-4,
+    warmup_steps=10,
+    weight_decay=0.1,
+    accumulate=1,
+    max_norm=1.0,
+    precision=None,
+    optimizer=None,
+    eval_freq=100,
+    evaluate=None,
+    run_dir=None,
+):
+    """Train on a loader's batches, read again and again; return a table. Notebook 04.
+
+    `loss_fn(model, *batch)` returns the summed loss and the number of targets;
+    `evaluate(model)`, called every `eval_freq` steps and at the end, a dictionary for
+    the table, whose lowest `val_loss` is kept as `best.pth` in `run_dir`.
+    """
+    # Plan
+    device = next(model.parameters()).device
+    precision = precision or pick_precision(device)
+    mixed = precision != torch.float32
+    autocast = partial(torch.autocast, device.type, precision, enabled=mixed)
+    if optimizer is None:
+        groups = param_groups(model, weight_decay)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not all(id(p) in held for p in trainable):
+        raise ValueError("the optimizer lacks parameters of the model: make a new one")
+    best = Path(run_dir) / "best.pth" if run_dir else None
+    if best and best.exists():
+        raise FileExistsError(f"{best} is of an earlier run: take another run_dir")
+    stream = chain.from_iterable(repeat(batches))
+    history, seen, total, n_total = [], 0, 0.0, 0
+    for step in tqdm(range(1, num_steps + 1), leave=False):
+        # Gradient
+        model.train()
+        n_targets = 0
+        for batch in islice(stream, accumulate):
+            with autocast():
+                loss, n = loss_fn(model, *(part.to(device) for part in batch))
+            loss.backward()  # adds to the gradients of the batches before
+            total, n_targets = total + loss.detach(), n_targets + int(n)
+        for p in trainable:
+            if p.grad is not None:
+                p.grad /= n_targets
+        nn.utils.clip_grad_norm_(trainable, max_norm, error_if_nonfinite=True)
+        # Step
+        lr = learning_rate(step - 1, num_steps, warmup_steps, peak_lr, min_lr)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+        seen, n_total = seen + n_targets, n_total + n_targets
+        # Evaluate
+        if step % eval_freq and step < num_steps:
+            continue
+        row = {"step": step, "targets": seen, "lr": lr}
+        row["train_loss"] = float(total) / n_total  # mean since the last evaluation
+        if evaluate:
+            model.eval()
+            with torch.no_grad(), autocast():
+                row |= evaluate(model)
+        history.append(row)
+        total, n_total = 0.0, 0
+        # Keep
+        if run_dir:
+            save_checkpoint(best.with_name("last.pth"), model, optimizer, **row)
+            if row["val_loss"] == min(r["val_loss"] for r in history):
+                save_checkpoint(best, model, **row)
+    return pd.DataFrame(history)
 
 
 # =====================================================================================
@@ -4113,25 +3725,49 @@ def read_bpe_files(folder):
     return BPETokenizer(ranks, tokens[n:])
 
 
-def next_token_logits(model, idx, context_size, cache):
-    """Return the logits of the token after `idx`, feeding only what the cache lacks.
+def check_loaders(*loaders):
+    """Raise a ValueError if one of some loaders has no batch.
 
-    Beyond `context_size` tokens every position moves by one with each step, and the
-    stored keys with it: the cache is emptied and the last window read again.
+    Built in notebook 04.
+    """
+    lengths = [len(one) if hasattr(one, "__len__") else None for one in loaders]
+    if not all(lengths):
+        raise ValueError(
+            f"got loaders with {lengths} batches, expected at least 1 in each: take a "
+            f"longer text or a smaller batch_size"
+        )
+
+
+def check_finite(loss, step):
+    """Raise a FloatingPointError that names the step if the loss is not a number.
 
     Args:
-        model: a `GPTModel`.
-        idx: `(B, T)` ids of the whole sequence so far.
-        context_size: the most tokens that the model is shown.
-        cache: a `KVCache` that holds the beginning of `idx`, or nothing.
+        loss: a tensor with one number.
+        step: number of the step, from 0.
+
+    Built in notebook 04.
+    """
+    if not torch.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss became {loss.item()} at step {step}: training has stopped, and "
+            f"checkpoints keep what they held. Try a lower learning rate or clipping"
+        )
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that it frees, for its next tensors.
+
+    The C library of most Linuxes, glibc, hands large blocks back to the system at once
+    and asks for new ones, whose pages have to be cleared before use. `mallopt` sets
+    `M_MMAP_MAX` (-4) to 0 and switches `M_TRIM_THRESHOLD` (-1) off, so that it doesn't.
 
     Returns:
-        `(B, V)`.
+        Whether that was possible: False elsewhere, where nothing is changed.
 
-    Built in notebook 03.
+    Source: the manual page mallopt(3). Built in notebook 04.
     """
-    if idx.shape[1] > context_size:
-        cache.layers.clear()
-        idx = idx[:, -context_size:]
-    new = model.features(idx[:, cache.length() :], cache)  # (B, new, C)
-    return model.out_head(new[:, -1])
+    try:
+        c_library = ctypes.CDLL("libc.so.6")
+        return bool(c_library.mallopt(-4, 0) and c_library.mallopt(-1, -1))
+    except (OSError, AttributeError):
+        return False
