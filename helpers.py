@@ -135,8 +135,10 @@ def fetch(name):
     if place.is_file() and pooch.file_hash(str(place)) == file["sha256"]:
         return place
     archive = file.get("archive", name)
-    mirror = os.environ.get("COURSE_MIRROR", "").rstrip("/")
-    for address in ([f"{mirror}/{archive}"] if mirror else []) + FILES[archive]["urls"]:
+    addresses = FILES[archive]["urls"]
+    if mirror := os.environ.get("COURSE_MIRROR", "").rstrip("/"):
+        addresses = [f"{mirror}/{FILES[archive].get('mirror', archive)}", *addresses]
+    for address in addresses:
         store = pooch.create(
             DOWNLOADS,
             base_url="",

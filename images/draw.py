@@ -647,19 +647,19 @@ def training_loop(d):
 
 @figure("Drawing the next token", 424)
 def sampling(d):
-    """Seven logits; top-k keeps five of them and top-p four; the rest are divided by
-    the temperature; softmax makes probabilities; a random number between 0 and 1 picks
-    the token in whose part of the line it falls."""
+    """Seven logits are divided by the temperature; top-k keeps five of them and top-p
+    four; softmax makes probabilities; a random number between 0 and 1 picks the token
+    in whose part of the line it falls."""
     words = "roof hill town sea floor moon spoon".split()
     logits = torch.tensor([3.1, 2.7, 2.1, 1.7, 0.4, -0.5, -1.2])
     top_k, top_p, temperature, u, drawn = 5, 0.9, 0.7, 0.62, None
-    kept = int((logits[:top_k].softmax(0).cumsum(0) < top_p).sum()) + 1
-    scaled = logits[:kept] / temperature
-    probs = scaled.softmax(0)
+    scaled = logits / temperature
+    kept = int((scaled[:top_k].softmax(0).cumsum(0) < top_p).sum()) + 1
+    probs = scaled[:kept].softmax(0)
     panels = (
         (logits, "logits", "", ""),
-        (logits[:kept], "cut", f"top-k {top_k}, top-p {top_p}", "−∞ top-"),
-        (scaled, "temperature", f"divide by {temperature}", "−∞"),
+        (scaled, "temperature", f"divide by {temperature}", ""),
+        (scaled[:kept], "cut", f"top-k {top_k}, top-p {top_p}", "−∞ top-"),
         (probs, "softmax", "shares of 1", "0"),
     )
     for g, (bars, name, note, rest) in enumerate(panels):
@@ -673,7 +673,7 @@ def sampling(d):
             if g == 0:
                 d.text((62, y + 12, word), at="end")
             if i >= len(bars):
-                why = "pk"[i >= top_k] if g == 1 else ""
+                why = "pk"[i >= top_k] if g == 2 else ""
                 d.code((x + 8, y + 12, rest + why), fill=GREY, at="start")
                 continue
             w = bars[i].item() * scale

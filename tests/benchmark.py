@@ -2,8 +2,8 @@
 
 Run it with: python tests/benchmark.py [--only ROW ...] [--markdown]
 
-    train      training tokens/s of the 124M model: against the machine's
-               matrix-multiply rate, and against a plain model with PyTorch's defaults
+    train      training tokens/s of the 124M model: float32 against the machine's
+               matrix-multiply rate, and what pick_precision chooses against float32
     generate   greedy tokens/s of the 124M model: against what memory bandwidth allows,
                and against a loop that reads the whole text for every token
     bpe        BPETokenizer: seconds of training, encoding against tiktoken
@@ -14,8 +14,7 @@ Run it with: python tests/benchmark.py [--only ROW ...] [--markdown]
                in random order and logits at every position
 
 Each row runs in a process of its own, so that its peak memory is its own, and so does
-each model that ours is compared with: only ours calls `keep_freed_memory`. A figure and
-its limit are measured in turn; both are medians of the rounds, and the limit of a round
+each model that ours is compared with. A figure and its limit are measured in turn; both are medians of the rounds, and the limit of a round
 is its best of several. Compare the ratios, and leave the machine alone meanwhile: two
 threads that wait for each other are slowed down many times by other work.
 
@@ -40,7 +39,6 @@ from typing import NamedTuple
 
 import psutil
 import torch
-from plain_gpt import PlainGPT
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -65,6 +63,7 @@ from helpers import (  # noqa: E402
     keep_freed_memory,
     load_gpt2,
     pad_batch,
+    pick_precision,
     read_messages,
     read_records,
     to_tiktoken,
@@ -158,15 +157,17 @@ class TransformersGPT2(torch.nn.Module):
 
 
 @lru_cache
-def training_step(build, fused, B, T):
+def training_step(build, precision, B, T):
     """Return a function that makes a step of a 124M model; kept in its process."""
     model = model_124m(build).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     idx = torch.randint(0, GPT_CONFIG_124M["vocab_size"], (B, T + 1))
 
     def step():
         optimizer.zero_grad()
-        calc_loss_batch(idx[:, :-1], idx[:, 1:], model, CPU).backward()
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            loss = calc_loss_batch(idx[:, :-1], idx[:, 1:], model, CPU)
+        loss.backward()
         optimizer.step()
 
     step()  # a warm-up: the optimizer takes its memory
@@ -180,15 +181,15 @@ def step_seconds(*what):
 
 def train(B=2, T=256, rounds=4):
     """Training tokens/s of the 124M model at context 256."""
-    keep_freed_memory()
-    others = {"plain": (PlainGPT, None, B, T)}
+    precision = pick_precision(CPU)
+    others = {"mixed": (GPTModel, precision, B, T)}
     if find_spec("transformers"):
-        others["transformers"] = (TransformersGPT2, True, B, T)
+        others["transformers"] = (TransformersGPT2, torch.float32, B, T)
     spawn = multiprocessing.get_context("spawn")
     pools = {name: ProcessPoolExecutor(1, mp_context=spawn) for name in others}
     times, rates = {name: [] for name in ("ours", *others)}, []
     for _ in range(rounds + 1):
-        times["ours"].append(step_seconds(GPTModel, True, B, T))
+        times["ours"].append(step_seconds(GPTModel, torch.float32, B, T))
         rates.append(multiply_rate())
         for name, what in others.items():
             times[name].append(pools[name].submit(step_seconds, *what).result())
@@ -197,14 +198,19 @@ def train(B=2, T=256, rounds=4):
     speeds = {k: B * T / statistics.median(each[1:]) for k, each in times.items()}
     attention = 12 * GPT_CONFIG_124M["n_layers"] * GPT_CONFIG_124M["emb_dim"] * T
     operations = 6 * weights_read(model_124m()) + attention  # for one token
-    title, ours = f"training 124M, {B} x {T} tokens:", speeds["ours"]
+    title, ours = f"training 124M, {B} x {T} tokens", speeds["ours"]
     limit, theirs = statistics.median(rates) / operations, speeds.get("transformers")
+    name = str(precision).removeprefix("torch.")
     return [
         line(
-            f"{title} matrix-multiply rate",
-            *(ours, limit, "tokens/s", 0.75, True, theirs),
+            f"{title}, float32: matrix-multiply rate",
+            *(ours, limit, "tokens/s", 0.7, True, theirs),
         ),
-        line(f"{title} plain loop", ours, speeds["plain"], "tokens/s", 1.5),
+        line(
+            f"{title}, pick_precision ({name}): float32",
+            *(speeds["mixed"], ours, "tokens/s"),
+            None if precision == torch.float32 else 2.0,
+        ),
     ]
 
 

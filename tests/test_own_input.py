@@ -1,4 +1,4 @@
-"""What notebooks 01 to 03 invite a reader to change: text, sentence, sizes.
+"""What the notebooks invite a reader to change: text, sentence, sizes.
 
 Each notebook's cells run here in one process, with other settings, to the end.
 """
@@ -8,6 +8,8 @@ import re
 import matplotlib.pyplot as plt
 import pytest
 from notebook_cells import NOTEBOOKS, read_notebook
+
+import helpers
 
 TEXTS = {
     "short": "Sea, seat, tea. A short text, by me.",
@@ -57,3 +59,23 @@ def test_02_takes_any_sentence_and_sizes(sentence, sizes, monkeypatch):
 
 def test_03_takes_any_text(text_file, monkeypatch):
     run("03_architecture", monkeypatch, TEXT=text_file, PROMPT="海", STEPS=2)
+
+
+def test_04_takes_other_texts_and_sizes(text_file, monkeypatch, tmp_path):
+    monkeypatch.setattr(helpers, "RUNS", tmp_path)
+    with open(text_file, encoding="utf-8") as file:
+        longer = file.read() * 20
+    with open(text_file, "w", encoding="utf-8") as file:
+        file.write(longer)
+    sizes = {"context_length": 16, "emb_dim": 32, "n_heads": 2, "n_layers": 1}
+    run(
+        "04_pretraining",
+        monkeypatch,
+        TEXT=text_file,
+        CONFIG=helpers.GPT_CONFIG_124M | sizes,
+        NUM_EPOCHS=1,
+        START_CONTEXT="海",
+        STORIES=str(helpers.DATA / "the-ferryman.txt"),
+        STORY_STEPS=2,
+        SWEEP_STEPS=2,
+    )

@@ -1,8 +1,9 @@
-"""Checks of the exercises in chapters 1 to 3: each prints a hint, or that it is solved.
+"""Checks of the exercises: each prints a hint, or that it is solved.
 
 Notebooks and solutions call them, as in `checks.exercise_1_1(answer)`.
 """
 
+import math
 import sys
 from functools import wraps
 from itertools import pairwise, product
@@ -313,4 +314,87 @@ def exercise_3_4(check_draft):
         assert len(passes) == 1, f"{len(passes)} passes through the model; 1 will do"
         assert out.tolist() == right[:, : n + wrong + 1].tolist(), (
             f"{wrong} right tokens before the first mistake should give {wrong + 1}"
+        )
+
+
+@exercise("4.1")
+def exercise_4_1(loss_gradient):
+    for rows, entries, scale in ((1, 2, 1), (4, 7, 3), (50, 11, 100)):
+        z = (scale * torch.randn(rows, entries)).requires_grad_()
+        targets = torch.randint(0, entries, (rows,))
+        F.cross_entropy(z, targets).backward()
+        with torch.no_grad():  # so autograd is no help
+            found = loss_gradient(z.detach(), targets)
+        assert torch.is_tensor(found) and found.shape == z.shape, (
+            "return one number for each logit"
+        )
+        assert not found.isnan().any(), "NaN: exp overflows, softmax doesn't"
+        assert close(found, z.grad, 1e-6), (
+            f"wrong for {rows} rows: each row should add up to 0, and the loss is "
+            f"the mean over the rows"
+        )
+
+
+@exercise("4.2")
+def exercise_4_2(adamw_step):
+    for lr, decay, betas in ((0.1, 0.0, (0.9, 0.999)), (0.02, 0.5, (0.8, 0.95))):
+        ours, state = torch.randn(4, 3), {}
+        theirs = nn.Parameter(ours.clone())
+        optimizer = torch.optim.AdamW([theirs], lr, betas, weight_decay=decay)
+        for step in range(1, 8):
+            theirs.grad = torch.randn(4, 3) * 10.0 ** torch.randint(-3, 3, ())
+            adamw_step(ours, theirs.grad.clone(), state, lr, betas, decay)
+            optimizer.step()
+            assert state, "keep both averages and the number of steps in `state`"
+            assert close(ours, theirs.detach(), 1e-5), (
+                f"differs from torch.optim.AdamW after step {step}, with learning rate "
+                f"{lr} and decay {decay}: p must change in place, and t begins with 1"
+            )
+
+
+@exercise("4.3")
+def exercise_4_3(orthogonalise):
+    for n, m, scale in ((3, 3, 1), (4, 9, 100), (9, 4, 0.01)):
+        M = scale * torch.randn(n, m)
+        U, _, Vh = torch.linalg.svd(M, full_matrices=False)
+        found = orthogonalise(M.clone())
+        assert torch.is_tensor(found) and found.shape == M.shape, "return a matrix"
+        assert found.isfinite().all(), (
+            "not finite: did the singular values begin under the square root of 3?"
+        )
+        assert close(found, U @ Vh, 1e-2), (
+            f"the singular values are {torch.linalg.svdvals(found).tolist()}, not 1"
+        )
+
+
+@exercise("4.4")
+def exercise_4_4(keep_min_p):
+    scores = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.25] * 4]).log()
+    for min_p, kept in ((0.2, [3, 4]), (0.5, [2, 4]), (1.0, [1, 4]), (0.01, [4, 4])):
+        found = keep_min_p(scores + 7, min_p)  # what is added to all changes nothing
+        assert torch.is_tensor(found) and found.shape == (2, 4), "expected (B, V)"
+        assert found.isfinite().sum(dim=-1).tolist() == kept, (
+            f"{found.isfinite().sum(dim=-1).tolist()} tokens are left in the two rows "
+            f"with min_p={min_p}, expected {kept}"
+        )
+        left = found.isfinite()
+        assert torch.equal(found[left], (scores + 7)[left]), "leave the others alone"
+
+
+@exercise("4.5")
+def exercise_4_5(lowest_loss):
+    for n, sharpness in ((2, 1), (2, 3), (5, 0), (5, 2), (12, 1), (6, 99)):
+        P = torch.softmax(sharpness * torch.randn(n, n), dim=-1)
+        if sharpness == 99:  # each token has one that follows, in a ring
+            P = torch.eye(n).roll(1, dims=1)
+        token, total = torch.randint(0, n, (4000,)), 0.0  # 4,000 texts at once
+        for step in range(60):
+            following = torch.multinomial(P[token], 1)[:, 0]
+            total -= P[token, following].log().mean().item() * (step >= 30) / 30
+            token = following
+        found = lowest_loss(P)
+        assert isinstance(found, float), "return a number, such as .item() gives"
+        assert not math.isnan(found), "0 times ln 0 should count as 0"
+        assert abs(found - total) < 0.02, (
+            f"{found:.3f} is not {total:.3f}: do frequent tokens count for more?"
         )
