@@ -14,9 +14,10 @@ Run it with: python tests/benchmark.py [--only ROW ...] [--markdown]
                in random order and logits at every position
 
 Each row runs in a process of its own, so that its peak memory is its own, and so does
-each model that ours is compared with. A figure and its limit are measured in turn; both are medians of the rounds, and the limit of a round
-is its best of several. Compare the ratios, and leave the machine alone meanwhile: two
-threads that wait for each other are slowed down many times by other work.
+each model that ours is compared with. A figure and its limit are measured in turn; both
+are medians of the rounds, and the limit of a round is its best of several. Compare the
+ratios, and leave the machine alone meanwhile: two threads that wait for each other are
+slowed down many times by other work.
 
 Where the package `transformers` happens to be installed, a further column has its
 GPT-2: the same configuration, shapes and threads, fused AdamW, its own cache.
@@ -60,7 +61,6 @@ from helpers import (  # noqa: E402
     fetch,
     generate_text_simple,
     get_tokenizer,
-    keep_freed_memory,
     load_gpt2,
     pad_batch,
     pick_precision,
