@@ -1360,11 +1360,12 @@ def import_tensorflow():
     os.dup2(nowhere, 2)
     try:
         import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")  # it would take all of its memory
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nowhere)
-    tf.config.set_visible_devices([], "GPU")  # it would take all of its memory
     return tf
 
 
@@ -1515,7 +1516,7 @@ def quantize(model, fmt="int8", only_if_faster=True):
     """
     device = model.pos_emb.weight.device
     token, precision = torch.zeros(1, 1, dtype=int).to(device), pick_precision(device)
-    step = partial(timeit.repeat, lambda: model(token).sum().item(), number=1, repeat=8)
+    step = partial(timeit.repeat, lambda: model(token).sum().item(), number=2, repeat=9)
     before = min(step())
     old = {n: part for n, part in model.named_modules() if isinstance(part, nn.Linear)}
     new = {n: QuantizedLinear(linear, fmt, precision) for n, linear in old.items()}
