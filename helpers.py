@@ -1402,7 +1402,7 @@ def load_gpt2(name=None):
             for parameter, part in zip(parameters, parts, strict=True):
                 if part.shape != parameter.shape:
                     raise ValueError(f"{part.shape}, not {parameter.shape}")
-                parameter.data.copy_(part)
+                parameter.data = part.contiguous()  # a copy only of what is transposed
     except (LookupError, TypeError, ValueError, RuntimeError, OpError) as error:
         raise ValueError(
             f"{folder}: {reading} is damaged, or of another model: {error}"

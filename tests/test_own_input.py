@@ -1,4 +1,4 @@
-"""What notebooks 01 to 03 invite a reader to change: text, sentence, sizes.
+"""What the notebooks invite a reader to change: text, sentence, sizes, the model.
 
 Each notebook's cells run here in one process, with other settings, to the end.
 """
@@ -8,6 +8,9 @@ import re
 import matplotlib.pyplot as plt
 import pytest
 from notebook_cells import NOTEBOOKS, read_notebook
+from random_checkpoint import SMALL, write_random
+
+import helpers
 
 TEXTS = {
     "short": "Sea, seat, tea. A short text, by me.",
@@ -57,3 +60,18 @@ def test_02_takes_any_sentence_and_sizes(sentence, sizes, monkeypatch):
 
 def test_03_takes_any_text(text_file, monkeypatch):
     run("03_architecture", monkeypatch, TEXT=text_file, PROMPT="海", STEPS=2)
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """A folder with a small random model under GPT-2's own vocabulary."""
+    return write_random(tmp_path_factory.mktemp("own") / "small", **SMALL)
+
+
+def test_05_takes_any_model_and_text(text_file, small_model, monkeypatch):
+    monkeypatch.setenv("COURSE_MODEL", str(small_model))
+    monkeypatch.setitem(
+        helpers.GPT2_CONFIGS, "124M", helpers.GPT2_CONFIGS["124M"] | SMALL
+    )
+    settings = {"TEXT": text_file, "PROMPT": "海上", "NEW_TOKENS": 12, "WIDTHS": (1, 3)}
+    run("05_weight_loading", monkeypatch, **settings)

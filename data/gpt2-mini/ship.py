@@ -55,7 +55,8 @@ def openai_tensors(model, dtype):
     for name, parameters in helpers.gpt2_places(model).items():
         joined = torch.cat([p.detach().float().cpu() for p in parameters])
         joined = joined.t()[None] if name.endswith("/w") else joined
-        tensors[name] = joined.numpy().astype(dtype)
+        with np.errstate(over="ignore"):
+            tensors[name] = joined.numpy().astype(dtype)
         if not np.isfinite(tensors[name]).all():
             raise ValueError(f"{name} has numbers that {dtype} can't hold: use float32")
     return tensors
