@@ -212,7 +212,7 @@ def train(B=2, T=256, rounds=4):
 
 @lru_cache
 def writer(fmt, theirs=False):
-    """Return a 124M model with random weights in a number format; kept in its process."""
+    """Return a random 124M model in a number format; kept in its process."""
     torch.manual_seed(123)
     if theirs:
         from transformers import GPT2Config, GPT2LMHeadModel
