@@ -9,7 +9,6 @@ import base64
 import copy
 import csv
 import ctypes
-import errno
 import glob
 import html
 import http.client
@@ -21,6 +20,7 @@ import re
 import shutil
 import tempfile
 import time
+import timeit
 import urllib.request
 import zlib
 from collections import Counter, defaultdict
@@ -909,62 +909,18 @@ def train_model(
 # Chapter 5: loading weights
 # =====================================================================================
 
-HPARAMS = {  # OpenAI's names of what our configuration holds
-    "n_vocab": "vocab_size",
-    "n_ctx": "context_length",
-    "n_embd": "emb_dim",
-    "n_head": "n_heads",
-    "n_layer": "n_layers",
+
+HPARAMS = {  # our names and OpenAI's
+    "vocab_size": "n_vocab",
+    "context_length": "n_ctx",
+    "emb_dim": "n_embd",
+    "n_heads": "n_head",
+    "n_layers": "n_layer",
 }
-
-GPT2_STATE = b'model_checkpoint_path: "model.ckpt"\n'
-
-GPT2_NAMES = (  # the weights first, and last the file without which none can be read
-    "model.ckpt.data-00000-of-00001",
-    "checkpoint",
-    "encoder.json",
-    "hparams.json",
-    "vocab.bpe",
-    "model.ckpt.index",
-)
-
-
-@lru_cache
-def import_tensorflow():
-    """Return the module `tensorflow`: loaded when first needed, quiet, without GPUs.
-
-    Its compiled parts greet on file descriptor 2, which goes nowhere meanwhile; and
-    unless it is told otherwise, it takes all the memory of a GPU.
-
-    Built in notebook 05.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    stderr = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        import tensorflow as tf
-
-        with suppress(RuntimeError):  # your own TensorFlow has a GPU in use already
-            tf.config.set_visible_devices([], "GPU")
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-    return tf
 
 
 def gpt2_places(model):
-    """Map the name of each tensor in OpenAI's files to the parameters that it holds.
-
-    Args:
-        model: a `GPTModel` with `qkv_bias`.
-
-    Returns:
-        A dictionary from name to a list of parameters: three for the fused queries,
-        keys and values, else one.
-
-    Built in notebook 05.
-    """
+    """Map the tensors of OpenAI's files to our parameters. Notebook 05."""
     places = {
         "model/wte": [model.tok_emb.weight],
         "model/wpe": [model.pos_emb.weight],
@@ -972,539 +928,222 @@ def gpt2_places(model):
         "model/ln_f/b": [model.final_norm.shift],
     }
     for i, block in enumerate(model.trf_blocks):
-        att, layers = block.att, block.ff.layers
-        for name, linears in (
-            ("attn/c_attn", (att.W_query, att.W_key, att.W_value)),
-            ("attn/c_proj", (att.out_proj,)),
-            ("mlp/c_fc", (layers[0],)),
-            ("mlp/c_proj", (layers[2],)),
-        ):
-            places[f"model/h{i}/{name}/w"] = [linear.weight for linear in linears]
-            places[f"model/h{i}/{name}/b"] = [linear.bias for linear in linears]
-        for name, norm in (("ln_1", block.norm1), ("ln_2", block.norm2)):
+        for name, layers in {
+            "attn/c_attn": (block.att.W_query, block.att.W_key, block.att.W_value),
+            "attn/c_proj": (block.att.out_proj,),
+            "mlp/c_fc": (block.ff.layers[0],),
+            "mlp/c_proj": (block.ff.layers[2],),
+        }.items():
+            places[f"model/h{i}/{name}/w"] = [layer.weight for layer in layers]
+            places[f"model/h{i}/{name}/b"] = [layer.bias for layer in layers]
+        for name, norm in {"ln_1": block.norm1, "ln_2": block.norm2}.items():
             places[f"model/h{i}/{name}/g"] = [norm.scale]
             places[f"model/h{i}/{name}/b"] = [norm.shift]
     return places
 
 
-def join_parameters(name, parameters):
-    """Return one of OpenAI's tensors, made from the parameters that it holds.
-
-    Args:
-        name: as in `gpt2_places`; weights of linear layers end in `/w`.
-        parameters: weights `(n_out, n_in)`, or anything else, to be joined.
-
-    Returns:
-        `(1, n_in, sum of n_out)` for weights; everything else joined as it is.
-
-    Built in notebook 05.
-    """
-    joined = torch.cat([parameter.detach() for parameter in parameters])
-    return joined.t()[None] if name.endswith("/w") else joined
+def bytes_to_unicode():
+    """Return the character that stands for each byte in GPT-2's files. Notebook 05."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    table = {byte: chr(byte) for byte in printable}
+    return table | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
 
 
-def fill_parameters(name, parameters, array):
-    """Put one of OpenAI's tensors into the parameters that it holds.
-
-    What need not be turned is not copied either: the embedding of the tokens, by far
-    the largest tensor, stays where TensorFlow has put it.
-
-    Args:
-        name, parameters: as in `join_parameters`.
-        array: NumPy array in OpenAI's shape, which nobody else goes on using.
-
-    Built in notebook 05.
-    """
-    tensor = torch.from_numpy(array)
-    if name.endswith("/w"):
-        tensor = tensor[0].t()  # (1, n_in, n_out) -> (n_out, n_in)
-    parts = tensor.split([len(parameter) for parameter in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.data = part.contiguous()
+def read_tokenizer(folder):
+    """Return the `tiktoken.Encoding` of a GPT-2 folder's encoder.json. Notebook 05."""
+    vocab = json.loads((Path(folder) / "encoder.json").read_text(encoding="utf-8"))
+    special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    ranks = {bytes(byte_of[c] for c in token): i for token, i in vocab.items()}
+    if sorted(ranks.values()) != list(range(len(vocab))):
+        raise ValueError(f"its ids aren't 0 to {len(vocab) - 1}")
+    return tiktoken.Encoding(
+        Path(folder).name,
+        pat_str=GPT2_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens=special,
+    )
 
 
-def empty_model(config):
-    """Return a `GPTModel` whose memory is reserved but not yet written.
-
-    Built first on PyTorch's `meta` device, where tensors have shapes and no numbers,
-    so that no time or memory goes into random weights.
-
-    Built in notebook 05.
-    """
-    with torch.device("meta"):
-        model = GPTModel(config)
-    model.to_empty(device="cpu")
-    if config.get("tie_weights", False):
-        model.out_head.weight = model.tok_emb.weight
-    return model
-
-
-def read_hparams(folder):
-    """Return the configuration that the `hparams.json` of a folder describes.
-
-    Raises:
-        ValueError: the folder has none, or it doesn't describe a model.
-
-    Built in notebook 05.
-    """
-    path = Path(folder).absolute() / "hparams.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{path.parent.name} holds no hparams.json, expected a folder in OpenAI's "
-            f"format with {sorted(GPT2_NAMES)}"
-        )
+@lru_cache
+def import_tensorflow():
+    """Import TensorFlow without its greetings, which bypass Python. Notebook 05."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
     try:
-        hparams = json.loads(path.read_text(encoding="utf-8"))
-        config = {ours: hparams.pop(theirs) for theirs, ours in HPARAMS.items()}
-        if hparams:
-            raise ValueError(f"unknown keys {[*hparams]}")
-        config |= {"drop_rate": 0.0, "qkv_bias": True, "tie_weights": True}
-        check_config(config)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"hparams.json in {path.parent.name} doesn't describe a GPT-2 ({error}), "
-            f"expected a JSON object with the keys {[*HPARAMS]}"
-        ) from error
-    return config
+        import tensorflow as tf
 
-
-def check_tensors(folder, config, shapes, dtypes):
-    """Raise a ValueError if an index doesn't list the tensors of a configuration.
-
-    Args:
-        folder: the checkpoint, whose data file must have the size that follows.
-        config: a configuration.
-        shapes, dtypes: dictionaries from name to shape and to type, of the index.
-
-    Built in notebook 05.
-    """
-    expected = {}
-    if max(config.values()) < 10**7 and config["n_layers"] <= len(shapes):  # can fit
-        with torch.device("meta"):
-            places = gpt2_places(GPTModel(config))
-        expected = {k: [*join_parameters(k, p).shape] for k, p in places.items()}
-    for name in sorted(expected.keys() | shapes.keys()):
-        if shapes.get(name) != expected.get(name):
-            raise ValueError(
-                f"{folder.name}: {name} has the shape {shapes.get(name)} in "
-                f"model.ckpt.index and {expected.get(name)} by hparams.json (None: no "
-                f"such tensor). Take all files from one GPT-2 model"
-            )
-        if dtypes[name].name not in ("float32", "float16"):
-            raise ValueError(
-                f"{folder.name}: {name} is {dtypes[name].name}, expected float32 or "
-                f"float16: write the checkpoint again in one of them"
-            )
-    size = (folder / GPT2_NAMES[0]).stat().st_size
-    wanted = sum(math.prod(shapes[name]) * dtypes[name].size for name in shapes)
-    if size != wanted:
-        raise ValueError(
-            f"{folder.name}: {GPT2_NAMES[0]} has {size:,} bytes, expected {wanted:,}: "
-            f"it is cut short or of another model. Delete it and download it again"
-        )
-
-
-def stream_tensors(reader, names):
-    """Yield tensors one at a time, so that memory never holds more than one.
-
-    TensorFlow compares each with its CRC-32C, a check sum in the index.
-
-    Args:
-        reader: TensorFlow's reader of a checkpoint.
-        names: of the tensors wanted.
-
-    Returns:
-        An iterator over pairs of name and float32 array.
-
-    Raises:
-        ValueError: a damaged tensor.
-
-    Built in notebook 05.
-    """
-    for name in names:
-        try:
-            array = reader.get_tensor(name)
-        except import_tensorflow().errors.OpError as error:
-            raise ValueError(
-                f"{name} is damaged: {GPT2_NAMES[0]} doesn't hold what "
-                f"model.ckpt.index says. Delete both and download or write them again"
-            ) from error
-        yield name, array.astype(np.float32, copy=False)
-
-
-def read_gpt2_checkpoint(folder):
-    """Open a folder in OpenAI's format.
-
-    Names, shapes, types and the size of the data file are checked at once; the
-    numbers are read, and checked, one tensor at a time, the largest first.
-
-    Args:
-        folder: holds the files in `GPT2_NAMES`.
-
-    Returns:
-        A configuration, and an iterator over pairs `(name, array)`: OpenAI's names
-        and shapes, as `gpt2_places` and `join_parameters` have them, in float32.
-
-    Raises:
-        FileNotFoundError: no such folder, or it lacks the weights.
-        ValueError: a file or tensor that is missing, damaged, or doesn't fit; the
-            message names it.
-
-    Built in notebook 05.
-    """
-    folder = Path(folder).absolute()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"got {folder.name!r}, expected a checkpoint's folder")
-    config = read_hparams(folder)
-    missing = [n for n in GPT2_NAMES if "ckpt" in n and not (folder / n).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder.name} lacks {missing}: download or write the checkpoint again"
-        )
-    tf = import_tensorflow()
-    try:
-        reader = tf.train.load_checkpoint(os.fsencode(folder / "model.ckpt"))
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{folder.name}: model.ckpt.index is damaged. Delete it and download or "
-            f"write the checkpoint again"
-        ) from error
-    shapes = reader.get_variable_to_shape_map()
-    check_tensors(folder, config, shapes, reader.get_variable_to_dtype_map())
-    largest_first = sorted(shapes, key=lambda name: (-math.prod(shapes[name]), name))
-    return config, stream_tensors(reader, largest_first)
-
-
-def check_writable(model, tokenizer, dtype):
-    """Raise a ValueError if OpenAI's format can't hold a model with its tokenizer.
-
-    Args:
-        model, tokenizer, dtype: see `write_gpt2_checkpoint`.
-
-    Built in notebook 05.
-    """
-    if dtype not in ("float32", "float16"):
-        raise ValueError(f"got dtype={dtype!r}, expected 'float32' or 'float16'")
-    if not isinstance(model, GPTModel) or any("lora" in k for k in model.state_dict()):
-        raise ValueError(
-            f"got a {type(model).__name__} that isn't of plain layers, expected a "
-            f"GPTModel: put merged layers in the place of those with LoRA (merge_lora)"
-        )
-    if not model.cfg["qkv_bias"]:
-        raise ValueError(
-            "got a model with qkv_bias=False, expected True: OpenAI's format has "
-            "biases for queries, keys and values"
-        )
-    head, embedding = model.out_head, model.tok_emb.weight
-    if getattr(head, "bias", None) is not None or not torch.equal(
-        head.weight, embedding
-    ):
-        raise ValueError(
-            "got an output head of its own, expected the weights of the token "
-            "embedding: OpenAI's format has no place for a head; use save_checkpoint"
-        )
-    n_vocab = getattr(tokenizer, "n_vocab", None)
-    if n_vocab != model.cfg["vocab_size"] or not isinstance(tokenizer, BPETokenizer):
-        raise ValueError(
-            f"got a tokenizer with {n_vocab} entries, expected a BPETokenizer with "
-            f"the {model.cfg['vocab_size']} of the model"
-        )
-
-
-def openai_tensors(model, dtype):
-    """Return the tensors of a model under OpenAI's names, as TensorFlow's.
-
-    Raises:
-        ValueError: a number that isn't finite, or too large for `dtype`.
-
-    Built in notebook 05.
-    """
-    tf, tensors = import_tensorflow(), {}
-    for name, parameters in gpt2_places(model).items():
-        array = join_parameters(name, parameters).float().cpu().numpy()
-        with np.errstate(over="ignore"):
-            array = array.astype(dtype, copy=False)
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"{name} has numbers that {dtype} can't hold (at most "
-                f"{np.finfo(dtype).max:.5g}, none of them NaN): use float32, or look "
-                f"where training went wrong"
-            )
-        tensors[name] = tf.constant(array)
-    return tensors
-
-
-def write_gpt2_checkpoint(folder, model, tokenizer, dtype="float32"):
-    """Write a model and its tokenizer as a folder in OpenAI's format.
-
-    Everything is first written beside `folder` and read again; only then do the files
-    take their places, the index last, without which no folder is read. So what stands
-    there is the old checkpoint, the new one, or (if the power fails between two
-    renames) one that `read_gpt2_checkpoint` refuses; never a mixture. Other files in
-    the folder stay.
-
-    Args:
-        folder: where the files in `GPT2_NAMES` go.
-        model: a `GPTModel` with `qkv_bias` and a head tied to the token embedding.
-        tokenizer: its `BPETokenizer`.
-        dtype: `"float32"`, or `"float16"` for half the size and three decimal digits.
-
-    Raises:
-        ValueError: a model that the format can't hold; the message says why.
-        OSError: the disk is full, or may not be written.
-
-    Built in notebook 05.
-    """
-    check_writable(model, tokenizer, dtype)
-    folder, tf = Path(folder).resolve(), import_tensorflow()
-    tensors = openai_tensors(model, dtype)
-    hparams = {theirs: model.cfg[ours] for theirs, ours in HPARAMS.items()}
-    temporary = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.tmp")
-    try:
-        write_bpe_files(temporary, tokenizer)
-        text = json.dumps(hparams, indent=2) + "\n"
-        (temporary / "hparams.json").write_bytes(text.encode("utf-8"))
-        (temporary / "checkpoint").write_bytes(GPT2_STATE)
-        tf.raw_ops.SaveV2(
-            prefix=os.fsencode(temporary / "model.ckpt"),
-            tensor_names=list(tensors),
-            shape_and_slices=[""] * len(tensors),
-            tensors=list(tensors.values()),
-        )
-        read_gpt2_checkpoint(temporary)
-        move_checkpoint(temporary, folder)
-    except tf.errors.OpError as error:
-        raise OSError(f"{folder.name} can't be written: {error.message}") from error
+        tf.config.set_visible_devices([], "GPU")  # it would take all of its memory
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+    return tf
 
 
-def move_checkpoint(source, folder):
-    """Move the files of a complete checkpoint into a folder, the index last.
+def load_gpt2(name=None):
+    """Return a GPTModel, on the CPU, and its tokenizer, from OpenAI's files.
 
-    Built in notebook 05.
+    `name` is a size, "gpt2-mini" or a folder, as in `choose_gpt2`. Notebook 05.
     """
-    for name in GPT2_NAMES:
-        with (source / name).open("rb+") as stream:
-            os.fsync(stream.fileno())
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / GPT2_NAMES[-1]).unlink(missing_ok=True)
-    for name in GPT2_NAMES:
-        os.replace(source / name, folder / name)
-
-
-GPT2_ADDRESSES = (
-    "https://openaipublic.blob.core.windows.net/gpt-2/models",
-    "https://f001.backblazeb2.com/file/LLMs-from-scratch/gpt2",
-)
-
-GPT2_FILES = {  # bytes and SHA-256, as far as they are known
-    "124M": {
-        "model.ckpt.data-00000-of-00001": (
-            497_759_232,
-            "2060c885360cc0cf41d7a6dbc4d24b5127aae20260c8b5ae521b5a6578407118",
-        ),
-        "checkpoint": (
-            77,
-            "dd1b025d2e155283f5e300ce95bf6d5b6bc0f7fe010db73daa6975eb896ab9cb",
-        ),
-        "encoder.json": (
-            1_042_301,
-            "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-        ),
-        "hparams.json": (
-            90,
-            "d9d56e4121c427164e0c55c6f03c08e1daf9002b9b672825112d19097b680318",
-        ),
-        "vocab.bpe": (
-            456_318,
-            "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-        ),
-        "model.ckpt.index": (
-            5_215,
-            "71916f763f9746f9b2a06b12d91996cf1084ae008d0424543d39391c5f2dc687",
-        ),
-    },
-    "355M": {
-        "model.ckpt.data-00000-of-00001": (1_419_292_672, None),
-        "hparams.json": (91, None),
-        "model.ckpt.index": (10_399, None),
-    },
-    "774M": {"model.ckpt.data-00000-of-00001": (3_096_120_320, None)},
-    "1558M": {"model.ckpt.data-00000-of-00001": (6_230_444_800, None)},
-}
-
-
-def gpt2_file(size, name):
-    """Return the `DataFile` of one file of a GPT-2 folder.
-
-    The tokenizer is the same for all sizes.
-
-    Built in notebook 05.
-    """
-    same = "124M" if name in ("encoder.json", "vocab.bpe") else size
-    n_bytes, sha256 = GPT2_FILES[same].get(name, (None, None))
-    urls = tuple(f"{address}/{size}/{name}" for address in GPT2_ADDRESSES)
-    return DataFile(urls, n_bytes, sha256)
-
-
-def check_space(folder, needed):
-    """Raise an OSError if the disk of a folder has no room for so many bytes.
-
-    Built in notebook 05.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"{needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free on "
-            f"the disk of data/downloads: make room, or take a smaller model",
-        )
+    tf = import_tensorflow()
+    OpError = tf.errors.OpError
+    folder, reading = choose_gpt2(name), "hparams.json"
+    try:
+        hparams = json.loads((folder / reading).read_text(encoding="utf-8"))
+        config = {ours: hparams[theirs] for ours, theirs in HPARAMS.items()}
+        config |= {"drop_rate": 0.0, "qkv_bias": True, "tie_weights": True}
+        with torch.device("meta"):  # shapes without numbers
+            model = GPTModel(config)
+        reading = "model.ckpt.index"
+        reader = tf.train.load_checkpoint(str(folder / "model.ckpt"))
+        odd = gpt2_places(model).keys() ^ reader.get_variable_to_shape_map().keys()
+        if odd:
+            raise ValueError(f"{min(odd)} is only in it, or only in hparams.json")
+        reading = "encoder.json"
+        tokenizer = read_tokenizer(folder)
+        if tokenizer.n_vocab != config["vocab_size"]:
+            raise ValueError(f"{tokenizer.n_vocab} tokens, {config['vocab_size']} rows")
+        model.to_empty(device="cpu")
+        model.out_head.weight = model.tok_emb.weight
+        for reading, parameters in gpt2_places(model).items():
+            tensor = torch.from_numpy(reader.get_tensor(reading)).float()
+            if reading.endswith("/w"):
+                tensor = tensor[0].T  # (1, n_in, n_out) -> (n_out, n_in)
+            parts = tensor.chunk(len(parameters))
+            for parameter, part in zip(parameters, parts, strict=True):
+                if part.shape != parameter.shape:
+                    raise ValueError(f"{part.shape}, not {parameter.shape}")
+                parameter.data = part.contiguous()  # a copy only of what is transposed
+    except (LookupError, TypeError, ValueError, RuntimeError, OpError) as error:
+        raise ValueError(
+            f"{folder}: {reading} is damaged, or of another model: {error}"
+        ) from error
+    return model.eval(), tokenizer
 
 
 def download_gpt2(size):
-    """Return a folder with OpenAI's files of a GPT-2, downloaded if need be.
-
-    The sources of each file, in order: `data/downloads/gpt2/SIZE/`; the folder or
-    address in `COURSE_MIRROR` (`gpt2/SIZE/` in it); OpenAI's address; a backup. A file
-    that is cut short, altered, or a web page is discarded with a line that says so.
-
-    Args:
-        size: `"124M"`, `"355M"`, `"774M"` or `"1558M"`.
-
-    Raises:
-        ValueError: no such size.
-        FileNotFoundError: a file can't be had, or `COURSE_OFFLINE=1` is set.
-        OSError: the disk has no room for it.
-
-    Built in notebook 05.
-    """
-    if size not in GPT2_FILES:
-        raise ValueError(f"got the size {size!r}, expected one of {[*GPT2_FILES]}")
-    if os.environ.get("COURSE_OFFLINE") == "1":
-        raise FileNotFoundError(
-            f"GPT-2 {size} can't be had (COURSE_OFFLINE=1 is set): unset it, or take "
-            f"'gpt2-mini'"
-        )
-    inside = f"gpt2/{size}"
-    folder, mirror = DOWNLOADS / inside, os.environ.get("COURSE_MIRROR") or DOWNLOADS
-    for place in (folder, Path(mirror) / inside):
-        if all((place / name).is_file() for name in GPT2_NAMES) and all(
-            _find(place / name, gpt2_file(size, name)) for name in GPT2_NAMES
-        ):
-            return place
-    for name in GPT2_NAMES:
-        file = gpt2_file(size, name)
-        if not (folder / name).is_file():
-            check_space(folder, file.size or 0)
-        paths = (path for source in _sources(file, inside) if (path := source()))
-        path = next(paths, None)
-        if path is None:
-            raise FileNotFoundError(
-                f"GPT-2 {size} can't be had (no source has {name}): connect to a "
-                f"network, or put OpenAI's files into data/downloads/{inside}/"
-            )
-        if path.parent != folder:
-            with atomic_write(folder / name) as temporary:
-                shutil.copyfile(path, temporary)
-    return folder
+    """Return the folder of a size, downloaded if need be. Notebook 05."""
+    for name in FILES:
+        if name.startswith(f"gpt2/{size}/"):
+            path, n_bytes = DOWNLOADS / name, FILES[name]["bytes"]
+            if not path.is_file():
+                fetch(name)
+            if n_bytes and path.stat().st_size != n_bytes:
+                path.unlink()
+                raise OSError(f"{name} was incomplete and is removed: load it again")
+    return DOWNLOADS / "gpt2" / size
 
 
 def choose_gpt2(name=None):
-    """Return the folder of a GPT-2, or of gpt2-mini where OpenAI's can't be had.
+    """Return the folder of a size, of "gpt2-mini" or of a path.
 
-    Args:
-        name: a size, `"gpt2-mini"` (the course's own model), or the path of a folder;
-            by default what the environment variable `COURSE_MODEL` says, else
-            `"124M"`. If a size can't be had, one line says what is used in its place.
-
-    Raises:
-        ValueError: no such size.
-        FileNotFoundError: no such folder.
-
-    Built in notebook 05.
+    Without a name: COURSE_MODEL, else 124M on a GPU, else gpt2-mini. Notebook 05.
     """
-    name = str(name or os.environ.get("COURSE_MODEL") or "124M")
-    try:
-        return gpt2_folder(name)
-    except OSError as error:
-        if name not in GPT2_FILES:
-            raise
-        why = str(error).split(":")[0]
-        if error.strerror:  # the disk's fault
-            why = f"GPT-2 {name}: {error.strerror}"
-        _say_once(f"{why}, so the course's own gpt2-mini is used.")
-        return DATA / "gpt2-mini"
-
-
-def gpt2_folder(size_or_folder):
-    """Return the folder of a model, by its size or its path.
-
-    Args:
-        size_or_folder: a size, which is downloaded if need be; `"gpt2-mini"`; a path.
-
-    Raises:
-        ValueError: no such size.
-        FileNotFoundError: no such folder.
-
-    Built in notebook 05.
-    """
-    if size_or_folder in GPT2_FILES:
-        return download_gpt2(size_or_folder)
-    folder = DATA / "gpt2-mini"
-    if size_or_folder != "gpt2-mini":
-        folder = Path(size_or_folder)
+    name = name or os.environ.get("COURSE_MODEL")
+    if not name:
+        name = "gpt2-mini" if pick_device().type == "cpu" else "124M"
+        sizes = ", ".join(GPT2_CONFIGS)
+        print(f"The model is {name}. COURSE_MODEL chooses: {sizes} or a folder.")
+    if name in GPT2_CONFIGS:
+        try:
+            return download_gpt2(name)
+        except OSError as error:
+            print(f"GPT-2 {name} can't be had, so gpt2-mini is used: {error}")
+            name = "gpt2-mini"
+    folder = DATA / name if name == "gpt2-mini" else Path(name).expanduser()
     if not folder.is_dir():
-        is_name = re.fullmatch(r"[\w.-]+", str(size_or_folder))
-        kind = ValueError if is_name else FileNotFoundError
-        raise kind(
-            f"got {str(size_or_folder)!r}, expected one of "
-            f"{[*GPT2_FILES, 'gpt2-mini']} or the path of a folder in OpenAI's format"
-        )
+        raise FileNotFoundError(f"{name} is no folder and none of {[*GPT2_CONFIGS]}")
     return folder
 
 
-def load_gpt2(size_or_folder):
-    """Build a GPT-2 with its pretrained weights, and its tokenizer.
+def pack_weight(weight, fmt):
+    """Return a weight `(n_out, n_in)` in fewer bytes, and its scales `(n_out, groups)`.
 
-    One tensor at a time goes from the files into the model, so that little more memory
-    is needed than that of the model.
-
-    Args:
-        size_or_folder: a size, which is downloaded if need be (see `download_gpt2`);
-            `"gpt2-mini"`; or the path of a folder in OpenAI's format.
-
-    Returns:
-        The model, in evaluation mode on the CPU, its head tied to the token
-        embedding; and its tokenizer, a `tiktoken.Encoding`.
-
-    Raises:
-        ValueError: no such size, or a file or tensor that is missing, damaged, or
-            doesn't fit; the message names it.
-        FileNotFoundError: no such folder, or files that can't be had.
-        OSError: the disk has no room for a download.
-
-    Built in notebook 05.
+    `fmt`: "bfloat16", "int8" (a scale a row), "int4" (one for 32 numbers). Notebook 05.
     """
-    folder = gpt2_folder(size_or_folder)
-    config, tensors = read_gpt2_checkpoint(folder)
-    if config != GPT2_CONFIGS.get(size_or_folder, config):
-        raise ValueError(
-            f"hparams.json in {folder.name} is of another model: got {config}, "
-            f"expected {GPT2_CONFIGS[size_or_folder]}. Delete the folder and load again"
-        )
-    tokenizer = to_tiktoken(read_bpe_files(folder), folder.name)
-    if tokenizer.n_vocab != config["vocab_size"]:
-        raise ValueError(
-            f"encoder.json in {folder.name} has {tokenizer.n_vocab} entries, expected "
-            f"the {config['vocab_size']} of hparams.json: take both from one model"
-        )
-    model = empty_model(config)
-    places = gpt2_places(model)
-    for name, array in tqdm(tensors, "tensors", len(places), leave=False, delay=2):
-        fill_parameters(name, places[name], array)
-    return model.eval(), tokenizer
+    n_out, n_in = weight.shape
+    if fmt == "bfloat16":
+        return weight.bfloat16(), weight.new_ones(n_out, 1).bfloat16()
+    largest, group = (127, n_in) if fmt == "int8" else (7, math.gcd(32, n_in))
+    groups = weight.view(n_out, -1, group)
+    scale = groups.abs().amax(dim=2, keepdim=True).clamp(min=1e-9) / largest
+    scale = scale.bfloat16()  # (n_out, groups, 1)
+    q = (groups / scale).round().clamp(-largest, largest).view(n_out, n_in)
+    if fmt == "int8":
+        return q.to(torch.int8), scale[..., 0]
+    q = (q + 8).to(torch.uint8)  # 1 to 15: four bits, and two of them fill a byte
+    return q[:, ::2] | q[:, 1::2] << 4, scale[..., 0]
+
+
+def unpack_weight(q, scale, dtype):
+    """Return what was packed, all or some rows, `(..., n_in)`. Notebook 05."""
+    if q.dtype == torch.uint8:
+        q = torch.stack((q & 15, q >> 4), dim=-1).flatten(-2).to(torch.int8) - 8
+    groups = q.to(dtype).unflatten(-1, (scale.shape[-1], -1))
+    return (groups * scale.to(dtype)[..., None]).flatten(-2)
+
+
+class QuantizedLinear(nn.Module):
+    """An `nn.Linear` whose weight stays packed. Notebook 05."""
+
+    def __init__(self, linear, fmt, precision):
+        super().__init__()
+        q, scale = pack_weight(linear.weight.detach(), fmt)
+        self.register_buffer("q", q)
+        self.register_buffer("scale", scale)
+        self.bias, self.precision = linear.bias, precision
+
+    def forward(self, x):
+        """Map `(..., n_in)` to `(..., n_out)`; a few tokens without unpacking."""
+        rows = x.flatten(0, -2)  # (tokens, n_in)
+        if x.is_cpu and self.q.dtype == torch.int8 and len(rows) <= 8:
+            y = torch._weight_int8pack_mm(rows.bfloat16(), self.q, self.scale[:, 0])
+        elif self.q.dtype == torch.bfloat16 and len(rows) == 1:
+            y = torch.mv(self.q, rows[0].bfloat16())
+        else:
+            weight = unpack_weight(self.q, self.scale, self.precision)
+            y = F.linear(rows.to(self.precision), weight)
+        y = y.to(x.dtype).view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
+class QuantizedEmbedding(nn.Module):
+    """Looks rows up in the table that it shares with a quantised head. Notebook 05."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, idx):
+        """Map ids `(B, T)` to vectors `(B, T, C)`."""
+        return unpack_weight(self.head.q[idx], self.head.scale[idx], torch.float32)
+
+
+@torch.no_grad()
+def quantize(model, fmt="int8", only_if_faster=True):
+    """Put a GPTModel's linear layers and tied embedding into another number format.
+
+    If it then isn't faster at writing here, the model stays as it was. Notebook 05.
+    """
+    device = model.pos_emb.weight.device
+    token, precision = torch.zeros(1, 1, dtype=int).to(device), pick_precision(device)
+    step = partial(timeit.repeat, lambda: model(token).sum().item(), number=2, repeat=9)
+    before = min(step())
+    old = {n: part for n, part in model.named_modules() if isinstance(part, nn.Linear)}
+    new = {n: QuantizedLinear(linear, fmt, precision) for n, linear in old.items()}
+    if model.out_head.weight is model.tok_emb.weight:
+        old["tok_emb"] = model.tok_emb
+        new["tok_emb"] = QuantizedEmbedding(new["out_head"])
+    for name, part in new.items():
+        model.set_submodule(name, part)
+    if only_if_faster and min(step()) > before:
+        print(f"{fmt} isn't faster here, so the model stays as it was.")
+        for name, part in old.items():
+            model.set_submodule(name, part)
+    return model
 
 
 # =====================================================================================
@@ -3456,42 +3095,6 @@ def check_optimizer(optimizer, model) -> None:
         )
 
 
-def check_config(cfg: dict) -> None:
-    """Raise a ValueError that names the key if `cfg` doesn't describe a model.
-
-    Args:
-        cfg: a dictionary with the keys of `GPT_CONFIG_124M`, and perhaps
-            `tie_weights`.
-
-    Raises:
-        TypeError: something else than a dictionary.
-
-    Built in notebook 03.
-    """
-    if not isinstance(cfg, dict):
-        raise TypeError(f"got {cfg!r}, expected a dictionary like GPT_CONFIG_124M")
-    unknown = [key for key in cfg if key not in (*GPT_CONFIG_124M, "tie_weights")]
-    missing = [key for key in GPT_CONFIG_124M if key not in cfg]
-    if unknown or missing:
-        raise ValueError(
-            f"got a configuration with unknown keys {unknown} and without {missing}, "
-            f"expected {[*GPT_CONFIG_124M]} and optionally 'tie_weights'"
-        )
-    for key in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
-        if isinstance(cfg[key], bool) or not isinstance(cfg[key], int) or cfg[key] < 1:
-            raise ValueError(f"got {key}={cfg[key]!r}, expected a whole number from 1")
-    if type(cfg["drop_rate"]) not in (int, float) or not 0 <= cfg["drop_rate"] < 1:
-        raise ValueError(f"got drop_rate={cfg['drop_rate']!r}, expected 0 to under 1")
-    for key in ("qkv_bias", "tie_weights"):
-        if not isinstance(cfg.get(key, False), bool):
-            raise ValueError(f"got {key}={cfg[key]!r}, expected True or False")
-    if cfg["emb_dim"] % cfg["n_heads"] != 0:
-        raise ValueError(
-            f"got emb_dim={cfg['emb_dim']} and n_heads={cfg['n_heads']}, expected "
-            f"emb_dim to be divisible by n_heads"
-        )
-
-
 def loader_generators(*loaders) -> list:
     """Return the random generators that some loaders were given, each of them once.
 
@@ -3504,113 +3107,6 @@ def loader_generators(*loaders) -> list:
         parts += [one for one in inner if one is not None]
     found = (getattr(part, "generator", None) for part in parts)
     return list(dict.fromkeys(g for g in found if isinstance(g, torch.Generator)))
-
-
-class DataFile(NamedTuple):
-    """A public file: addresses in order, size in bytes, SHA-256, stand-in, member.
-
-    Size and SHA-256 are None where they aren't known. `sample` names the file in
-    `data/` that takes its place where it can't be had; `member` the one file wanted
-    out of it, where it is a zip archive.
-    """
-
-    urls: tuple[str, ...]
-    size: int | None
-    sha256: str | None
-    sample: str | None = None
-    member: str | None = None
-
-
-def _sources(file: DataFile, inside: str = "") -> list:
-    """Return a function for each source of `file`, in order: it gives a path or None.
-
-    `inside` is its folder, such as `"gpt2/124M"`, in `data/downloads/` and the mirror.
-    """
-    name = file.urls[0].rsplit("/", 1)[1]
-    here = DOWNLOADS / inside / name
-    mirror, paths, urls = os.environ.get("COURSE_MIRROR", ""), [here], file.urls
-    if mirror.startswith(("http://", "https://")):
-        parts = (mirror.rstrip("/"), inside, name)
-        urls = ("/".join(part for part in parts if part), *urls)
-    elif mirror:
-        paths.append(Path(mirror) / inside / name)
-    return [partial(_find, path, file) for path in paths] + [
-        partial(_download, url, here, file) for url in urls
-    ]
-
-
-_said = set()
-
-
-def _say_once(line: str) -> None:
-    """Print `line` the first time that this process has to say it."""
-    if line not in _said:
-        _said.add(line)
-        print(line)
-
-
-def _fault(path: Path, file: DataFile) -> str | None:
-    """Say what is wrong with the file at `path`; None if it is `file` to the byte."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        head = stream.read(512).lower()
-    is_page = b"<html" in head or b"<!doctype html" in head
-    if size != (file.size or size) or size == 0 or (is_page and file.size is None):
-        kind = "an HTML page of " if is_page else ""
-        wanted = f"{file.size:,}" if file.size else "a file of data"
-        return f"got {kind}{size:,} bytes, expected {wanted}"
-    digest = pooch.file_hash(str(path)) if file.sha256 else None
-    if digest != file.sha256:
-        return f"got SHA-256 {digest[:12]}..., expected {file.sha256[:12]}..."
-    return None
-
-
-def _find(path: Path, file: DataFile) -> Path | None:
-    """Return `path` if it holds `file`; a broken copy in data/downloads is removed."""
-    if not path.is_file():
-        return None
-    fault = _fault(path, file)
-    if fault is None:
-        return path
-    _say_once(f"{path.name} in {path.parent.name}/: {fault}; trying the next source.")
-    if path.is_relative_to(DOWNLOADS):
-        path.unlink(missing_ok=True)
-    return None
-
-
-def _download(url: str, path: Path, file: DataFile) -> Path | None:
-    """Download `url` to `path`, whole or not at all; None if that failed.
-
-    Raises:
-        OSError: the disk is full, so that no other address would help.
-    """
-
-    def get(url, output_file, registry):
-        pooch.HTTPDownloader(progressbar=True, timeout=(5, 10))(
-            url, output_file, registry
-        )
-        fault = _fault(Path(output_file), file)
-        if fault is not None:
-            raise ValueError(fault)
-        os.chmod(output_file, 0o644)  # not for this user alone, as pooch makes it
-
-    _remove_left(path.parent, "tmp????????")  # pooch's own, where a kill left one
-    pooch.get_logger().setLevel("WARNING")
-    store = pooch.create(
-        path.parent,
-        base_url="",
-        registry={path.name: f"sha256:{file.sha256}" if file.sha256 else None},
-        urls={path.name: url},
-        retry_if_failed=1,
-    )
-    try:
-        return Path(store.fetch(path.name, downloader=get))
-    except (OSError, ValueError) as error:  # requests' own errors are OSErrors
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise
-        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
-        _say_once(f"{path.name} from {url}: {reason}; trying the next source.")
-        return None
 
 
 def _remove_left(folder: Path, pattern: str) -> None:
@@ -3641,90 +3137,6 @@ def atomic_write(path: Path | str):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def bytes_to_unicode() -> dict[int, str]:
-    """Return the printable character that GPT-2's files write for each byte.
-
-    Bytes that print keep their own character; the other 68 get the characters from
-    code point 256 on, in order. GPT-2 also numbers its first 256 tokens in the order
-    of this dictionary.
-
-    Returns:
-        256 entries from byte to character.
-
-    Source: OpenAI's GPT-2 release, `encoder.py`. Built in notebook 01.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in printable]
-    table = {byte: chr(byte) for byte in printable}
-    return table | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
-
-
-def to_tiktoken(tokenizer, name="course"):
-    """Return the `tiktoken.Encoding` with the tokens and ids of a BPETokenizer."""
-    return tiktoken.Encoding(
-        name,
-        pat_str=GPT2_PATTERN,
-        mergeable_ranks=tokenizer.ranks,
-        special_tokens=tokenizer.special_tokens,
-    )
-
-
-def last_merge(token, ranks):
-    """Return the two tokens that training joined to a token."""
-    parts = [bytes([b]) for b in token]
-    while len(parts) > 2:
-        pairs = [ranks.get(a + b, math.inf) for a, b in pairwise(parts)]
-        i = pairs.index(min(pairs))
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts
-
-
-def write_bpe_files(folder, tokenizer):
-    """Write a BPETokenizer as `vocab.bpe` and `encoder.json` of a GPT-2 folder."""
-    table, ranks = bytes_to_unicode(), tokenizer.ranks
-    text_of = {token: "".join(table[byte] for byte in token) for token in ranks}
-    merges = [last_merge(t, ranks) for t in sorted(ranks, key=ranks.get) if len(t) > 1]
-    lines = [f"{text_of[a]} {text_of[b]}\n" for a, b in merges]
-    vocab = {text_of[token]: i for token, i in ranks.items()}
-    contents = {
-        "vocab.bpe": "#version: 0.2\n" + "".join(lines),
-        "encoder.json": json.dumps(vocab | tokenizer.special_tokens),
-    }
-    for name, content in contents.items():
-        with atomic_write(Path(folder) / name) as temporary:
-            temporary.write_text(content, encoding="utf-8", newline="\n")
-
-
-def read_bpe_files(folder):
-    """Return the BPETokenizer of `vocab.bpe` and `encoder.json` in a GPT-2 folder."""
-    folder, byte_of = Path(folder), {c: byte for byte, c in bytes_to_unicode().items()}
-    missing = [n for n in ("vocab.bpe", "encoder.json") if not (folder / n).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{folder} lacks {missing}, expected both files there")
-    try:
-        lines = (folder / "vocab.bpe").read_text(encoding="utf-8").rstrip("\n")
-        merges = [tuple(line.split()) for line in lines.split("\n")[1:]]
-        vocab = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
-        tokens = sorted(vocab, key=vocab.get)
-        n = 256 + len(merges)
-        ranks = {bytes(byte_of[c] for c in t): vocab[t] for t in tokens[:n]}
-        in_order = [vocab[a + b] for a, b in merges] == list(range(256, n))
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{folder}: a damaged vocab.bpe or encoder.json") from error
-    same_ids = sorted(vocab.values()) == list(range(len(vocab)))
-    cut_short = any(  # the first special token is two tokens: its merge is missing
-        {token[:i], token[i:]} <= vocab.keys()
-        for token in tokens[n : n + 1]
-        for i in range(1, len(token))
-    )
-    if not same_ids or cut_short or not in_order:
-        raise ValueError(
-            f"{folder}: the {len(merges):,} merges of vocab.bpe don't give the "
-            f"{len(vocab):,} ids of encoder.json: take both files from one model"
-        )
-    return BPETokenizer(ranks, tokens[n:])
 
 
 def check_loaders(*loaders):

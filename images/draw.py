@@ -193,7 +193,7 @@ def roadmap(d, current=None):
         d.note((mid, 153, result), fill=INK if here else GREY)
 
 
-for i in (1, 4, 5, 6, 7):
+for i in (1, 4, 6, 7):
     title = f"Road map, stage {i} of 8"
     FIGURES[f"roadmap-{i}"] = title, 192, partial(roadmap, current=i)
 

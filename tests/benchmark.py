@@ -4,8 +4,8 @@ Run it with: python tests/benchmark.py [--only ROW ...] [--markdown]
 
     train      training tokens/s of the 124M model: float32 against the machine's
                matrix-multiply rate, and what pick_precision chooses against float32
-    generate   greedy tokens/s of the 124M model: against what memory bandwidth allows,
-               and against a loop that reads the whole text for every token
+    generate   greedy tokens/s of the 124M model in float32, bfloat16 and int8: against
+               reading all weights once at the memory bandwidth, int8 against float32
     bpe        BPETokenizer: seconds of training, encoding against tiktoken
     load       memory to load a checkpoint of 124M's size, against the model's own
     spam       an epoch of tuning 124M's last block on messages: against filling all
@@ -39,7 +39,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+import tiktoken
 import torch
+from random_checkpoint import SMALL, write_random
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -47,6 +49,7 @@ from torch.utils.data import DataLoader  # noqa: E402
 
 from helpers import (  # noqa: E402
     GPT2_CONFIGS,
+    GPT2_PATTERN,
     GPT_CONFIG_124M,
     BPETokenizer,
     GPTModel,
@@ -64,11 +67,10 @@ from helpers import (  # noqa: E402
     load_gpt2,
     pad_batch,
     pick_precision,
+    quantize,
     read_messages,
     read_records,
-    to_tiktoken,
     train_classifier,
-    write_gpt2_checkpoint,
 )
 
 MIRROR = Path(os.environ.get("COURSE_MIRROR", ROOT.parent / "shared" / "mirror"))
@@ -215,59 +217,73 @@ def train(B=2, T=256, rounds=4):
 
 
 @lru_cache
-def transformers_writer():
-    """Return the GPT-2 of `transformers`, ready to write; kept in its process."""
-    return model_124m(TransformersGPT2).eval().model
+def writer(fmt, theirs=False):
+    """Return a random 124M model in a number format; kept in its process."""
+    torch.manual_seed(123)
+    if theirs:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        model = GPT2LMHeadModel(GPT2Config()).eval()  # the defaults are 124M's
+        return model.to(getattr(torch, fmt))
+    model = GPTModel(GPT2_CONFIGS["124M"]).eval()
+    return model if fmt == "float32" else quantize(model, fmt, only_if_faster=False)
 
 
 @torch.no_grad()
-def transformers_seconds(idx, new):
-    """Return how long `transformers` takes to write `new` greedy tokens."""
-    model = transformers_writer()
+def writing_seconds(fmt, new, theirs=False):
+    """Return how long our model, or that of `transformers`, takes for `new` tokens."""
+    model, idx = writer(fmt, theirs), torch.tensor([[15496, 11, 314, 716]])
+    if not theirs:
+        return seconds(generate_text_simple, model, idx, new, 1024)
     options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
-    mask = torch.ones_like(idx)
-    return seconds(
-        partial(model.generate, idx, attention_mask=mask, pad_token_id=0, **options)
-    )
+    options |= {"attention_mask": torch.ones_like(idx), "pad_token_id": 0}
+    return seconds(partial(model.generate, idx, **options))
 
 
-@torch.no_grad()
-def generate(new=100, rounds=4):
-    """Greedy tokens/s of the 124M model, one sequence."""
-    model, idx = model_124m().eval(), torch.tensor([[15496, 11, 314, 716]])
+def bytes_read(fmt):
+    """Return the bytes that every token reads: all matrices, and scales."""
+    model = writer(fmt)
+    tensors = [*model.parameters(), *model.buffers()]
+    total = sum(t.numel() * t.element_size() for t in tensors)
+    return total - model.pos_emb.weight.numel() * 4
 
-    def uncached():
-        text = idx
-        for _ in range(new):
-            best = model(text)[:, -1].argmax(dim=-1, keepdim=True)
-            text = torch.cat((text, best), dim=1)
 
+def generate(new=60, rounds=4):
+    """Greedy tokens/s of the 124M model, one sequence, in three formats."""
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(1, mp_context=spawn)
-    generate_text_simple(model, idx, 3, 1024)  # warm up
-    times, plain_times, their_times, rates = [], [], [], []
-    for repeat in range(rounds):
-        times.append(seconds(generate_text_simple, model, idx, new, 1024))
+    models = [(fmt, False) for fmt in ("float32", "bfloat16", "int8")]
+    if find_spec("transformers"):
+        models += [("float32", True), ("bfloat16", True)]
+    pools = {what: ProcessPoolExecutor(1, mp_context=spawn) for what in models}
+    times, rates = {what: [] for what in models}, []
+    for _ in range(rounds + 1):
+        for (fmt, theirs), pool in pools.items():
+            run = pool.submit(writing_seconds, fmt, new, theirs)
+            times[fmt, theirs].append(run.result())
         rates.append(memory_bandwidth())
-        if repeat % 2 == 0:
-            plain_times.append(seconds(uncached))
-        if find_spec("transformers"):
-            their_times.append(pool.submit(transformers_seconds, idx, new).result())
-    pool.shutdown()
-    cached_tokens = idx.shape[1] + new / 2  # on average
-    cache = 2 * GPT_CONFIG_124M["n_layers"] * GPT_CONFIG_124M["emb_dim"] * cached_tokens
-    bytes_per_token = 4 * (weights_read(model) + cache)
-    speed, plain_speed = (new / statistics.median(t) for t in (times, plain_times))
-    theirs = new / statistics.median(their_times[1:]) if their_times else None
-    limit = statistics.median(rates) / bytes_per_token
-    title = f"generating {new} tokens, 124M:"
-    return [
+    speed = {what: new / statistics.median(each[1:]) for what, each in times.items()}
+    limits = {}
+    for fmt, theirs in models:
+        if not theirs:
+            n_bytes = pools[fmt, False].submit(bytes_read, fmt).result()
+            limits[fmt] = statistics.median(rates) / n_bytes
+    for pool in pools.values():
+        pool.shutdown()
+    lines = [
         line(
-            f"{title} memory bandwidth",
-            *(speed, limit, "tokens/s", 0.7, True, theirs),
-        ),
-        line(f"{title} uncached loop", speed, plain_speed, "tokens/s", 6),
+            f"writing {new} tokens, 124M, {fmt}: memory bandwidth",
+            *(speed[fmt, False], limit, "tokens/s", None, True),
+            speed.get((fmt, True)),
+        )
+        for fmt, limit in limits.items()
     ]
+    for what, limit, target in (
+        ("float32", speed["float32", False], 4),
+        ("reading float32 weights", limits["float32"], 1),
+    ):
+        fast = speed["int8", False]
+        lines.append(line(f"writing in int8: {what}", fast, limit, "tokens/s", target))
+    return lines
 
 
 def made_up_text(size):
@@ -306,7 +322,15 @@ def bpe():
         numbers = (f"{took:.3g} s", f"{limit} s", f"{took / limit:.0%}")
         reached = "yes" if took <= limit else "NO"
         lines.append(Line(what, *numbers, "at most 100%", reached))
-    theirs, sample = to_tiktoken(tokenizer), text[-4_000_000:]
+    theirs, sample = (
+        tiktoken.Encoding(
+            "course",
+            pat_str=GPT2_PATTERN,
+            mergeable_ranks=tokenizer.ranks,
+            special_tokens={},
+        ),
+        text[-4_000_000:],
+    )
     assert tokenizer.encode(sample) == theirs.encode(sample), "tiktoken disagrees"
     megabytes = len(sample.encode("utf-8")) / 1e6
     tokenizer.encode_piece.cache_clear()
@@ -330,16 +354,6 @@ def in_own_process(function, *args):
         return pool.submit(function, *args).result()
 
 
-def gpt2_bpe():
-    """Return GPT-2's tokenizer as a BPETokenizer."""
-    return BPETokenizer(get_tokenizer()._mergeable_ranks, ["<|endoftext|>"])
-
-
-def write_random(folder, config):
-    """Write a checkpoint with random weights."""
-    write_gpt2_checkpoint(folder, GPTModel(config), gpt2_bpe())
-
-
 def load_measured(small, folder):
     """Return seconds, bytes of memory and bytes of the model, for one loading."""
     load_gpt2(small)  # TensorFlow's own memory isn't what is measured
@@ -352,11 +366,10 @@ def load_measured(small, folder):
 
 def load():
     """Peak memory of loading a checkpoint of 124M's size."""
-    config = GPT2_CONFIGS["124M"]
     with tempfile.TemporaryDirectory() as place:
         small, folder = (str(Path(place) / name) for name in ("small", "124M"))
-        in_own_process(write_random, small, config | {"emb_dim": 12, "n_layers": 1})
-        in_own_process(write_random, folder, config)
+        in_own_process(partial(write_random, small, **SMALL))
+        in_own_process(partial(write_random, folder))
         took, used, size = in_own_process(load_measured, small, folder)
     what = f"loading 124M ({took:.1f} s): peak memory"
     if used is None:  # Windows doesn't tell

@@ -161,7 +161,8 @@ def test_shipped_folder_is_read_back(alone, text, tmp_path):
     state = torch.load(alone[0] / "last.pth", weights_only=True)
     model = ship.helpers.GPTModel(state["config"])
     model.load_state_dict(state["model"])
-    tokenizer = ship.helpers.read_bpe_files(text)
+    ranks = ship.helpers.read_tokenizer(text)._mergeable_ranks
+    tokenizer = ship.helpers.BPETokenizer(ranks, ["<|endoftext|>"])
     ship.write_gpt2_checkpoint(tmp_path / "model", model, tokenizer)
     loaded, _ = ship.helpers.load_gpt2(tmp_path / "model")
     ids = torch.arange(30)[None]
@@ -220,7 +221,7 @@ def test_recall_has_two_facts_of_one_kind(words):
 
 
 def test_exercise_windows(words, alone, text):
-    tokenizer = ship.helpers.to_tiktoken(ship.helpers.read_bpe_files(text))
+    tokenizer = ship.helpers.read_tokenizer(text)
     made = exercises.Exercises(
         words | {"word": ["so"]}, tokenizer, {"find": 1, "larger": 1}
     )

@@ -1,4 +1,4 @@
-"""What the notebooks invite a reader to change: text, sentence, sizes.
+"""What the notebooks invite a reader to change: text, sentence, sizes, the model.
 
 Each notebook's cells run here in one process, with other settings, to the end.
 """
@@ -8,6 +8,7 @@ import re
 import matplotlib.pyplot as plt
 import pytest
 from notebook_cells import NOTEBOOKS, read_notebook
+from random_checkpoint import SMALL, write_random
 
 import helpers
 
@@ -79,3 +80,18 @@ def test_04_takes_other_texts_and_sizes(text_file, monkeypatch, tmp_path):
         STORY_STEPS=2,
         SWEEP_STEPS=2,
     )
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """A folder with a small random model under GPT-2's own vocabulary."""
+    return write_random(tmp_path_factory.mktemp("own") / "small", **SMALL)
+
+
+def test_05_takes_any_model_and_text(text_file, small_model, monkeypatch):
+    monkeypatch.setenv("COURSE_MODEL", str(small_model))
+    monkeypatch.setitem(
+        helpers.GPT2_CONFIGS, "124M", helpers.GPT2_CONFIGS["124M"] | SMALL
+    )
+    settings = {"TEXT": text_file, "PROMPT": "海上", "NEW_TOKENS": 12, "WIDTHS": (1, 3)}
+    run("05_weight_loading", monkeypatch, **settings)

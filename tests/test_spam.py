@@ -8,12 +8,14 @@ import copy
 import numpy as np
 import pandas as pd
 import pytest
+import tiktoken
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 from helpers import (
     DATA,
+    GPT2_PATTERN,
     BPETokenizer,
     FrozenOutputs,
     GPTModel,
@@ -41,7 +43,6 @@ from helpers import (
     read_messages,
     replace_linear_with_lora,
     save_checkpoint,
-    to_tiktoken,
     train_classifier,
 )
 
@@ -233,7 +234,13 @@ def test_numbers_do_as_labels_and_odd_texts_survive_the_file(tmp_path):
 def test_a_message_is_closed_by_the_token_for_the_end(tmp_path):
     tokenizer = BPETokenizer((), ["<|endoftext|>"])
     text, end = "<|endoftext|> is text", tokenizer.n_vocab - 1
-    for each in (tokenizer, to_tiktoken(tokenizer)):
+    fast = tiktoken.Encoding(
+        "fast",
+        pat_str=GPT2_PATTERN,
+        mergeable_ranks=tokenizer.ranks,
+        special_tokens=tokenizer.special_tokens,
+    )
+    for each in (tokenizer, fast):
         ids, was_cut = encode_message(text, each)
         assert ids == [*TOKENIZER.encode(text), end] and not was_cut
         assert encode_message(text, each, len(ids)) == (ids, False)

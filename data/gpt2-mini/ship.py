@@ -20,7 +20,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 import torch
 import torch.nn.functional as F
 
@@ -30,6 +29,8 @@ import train
 from exercises import TASKS, make_dialogue
 
 import helpers
+
+tf = helpers.import_tensorflow()
 
 HERE = Path(__file__).resolve().parent
 TEMPERATURES = (0.0, 0.5, 0.8)
@@ -54,26 +55,21 @@ def openai_tensors(model, dtype):
     for name, parameters in helpers.gpt2_places(model).items():
         joined = torch.cat([p.detach().float().cpu() for p in parameters])
         joined = joined.t()[None] if name.endswith("/w") else joined
-        tensors[name] = joined.numpy().astype(dtype)
+        with np.errstate(over="ignore"):
+            tensors[name] = joined.numpy().astype(dtype)
         if not np.isfinite(tensors[name]).all():
             raise ValueError(f"{name} has numbers that {dtype} can't hold: use float32")
     return tensors
 
 
 def write_gpt2_checkpoint(folder, model, tokenizer, dtype="float16"):
-    """Write a model and its `BPETokenizer`: beside the folder first, the index last."""
-    folder, cfg = Path(folder).resolve(), model.cfg
-    tensors = openai_tensors(model, dtype)
-    hparams = {"n_vocab": cfg["vocab_size"], "n_ctx": cfg["context_length"]}
-    hparams |= {
-        "n_embd": cfg["emb_dim"],
-        "n_head": cfg["n_heads"],
-        "n_layer": cfg["n_layers"],
-    }
+    """Write a tied model and its tokenizer: beside the folder first, the index last."""
+    folder, tensors = Path(folder).resolve(), openai_tensors(model, dtype)
+    hparams = {theirs: model.cfg[ours] for ours, theirs in helpers.HPARAMS.items()}
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        helpers.write_bpe_files(temporary, tokenizer)
+        train.write_bpe_files(temporary, tokenizer)
         (temporary / "hparams.json").write_text(json.dumps(hparams, indent=2) + "\n")
         (temporary / "checkpoint").write_text('model_checkpoint_path: "model.ckpt"\n')
         tf.raw_ops.SaveV2(
@@ -229,7 +225,9 @@ def main():
         state = torch.load(args.run / "last.pth", map_location="cpu", weights_only=True)
         model = helpers.GPTModel(state["config"])
         model.load_state_dict(state["model"])
-        write_gpt2_checkpoint(args.to, model, helpers.read_bpe_files(text))
+        ranks = helpers.read_tokenizer(text)._mergeable_ranks
+        tokenizer = helpers.BPETokenizer(ranks, ["<|endoftext|>"])
+        write_gpt2_checkpoint(args.to, model, tokenizer)
         shutil.copyfile(args.run / "log.csv", args.to / "log.csv")
         plot_log(pd.read_csv(args.to / "log.csv"), args.to / "log.png")
     words = json.loads((HERE.parent / "dialogues.json").read_text(encoding="utf-8"))[

@@ -21,6 +21,7 @@ import random
 import sys
 import time
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +100,8 @@ def prepare(folder, vocab_size):
         sizes = {f"train-{name}": size for name, size in LEARN_FROM.items()}
         parts = [read(texts[n])[:size] for n, size in sizes.items() if n in texts]
         learnt = helpers.BPETokenizer.train("".join(parts), vocab_size, [corpus.END])
-        helpers.write_bpe_files(folder, learnt)
-    tokenizer = helpers.to_tiktoken(helpers.read_bpe_files(folder))
+        write_bpe_files(folder, learnt)
+    tokenizer = helpers.read_tokenizer(folder)
     for path in texts.values():
         if not path.with_suffix(".bin").exists():
             ids = tokenizer.encode(read(path), allowed_special="all")
@@ -109,6 +110,31 @@ def prepare(folder, vocab_size):
         words = training_words(read(texts["train-tinystories"]))
         replace(folder / "words.json", lambda path: path.write_text(json.dumps(words)))
     return tokenizer, json.loads((folder / "words.json").read_text())
+
+
+def last_merge(token, ranks):
+    """The two tokens that training joined to a token."""
+    parts = [bytes([b]) for b in token]
+    while len(parts) > 2:
+        pairs = [ranks.get(a + b, math.inf) for a, b in pairwise(parts)]
+        i = pairs.index(min(pairs))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def write_bpe_files(folder, tokenizer):
+    """Write a `BPETokenizer` as GPT-2's vocab.bpe and encoder.json."""
+    table, ranks = helpers.bytes_to_unicode(), tokenizer.ranks
+    text_of = {token: "".join(table[byte] for byte in token) for token in ranks}
+    merges = [last_merge(t, ranks) for t in sorted(ranks, key=ranks.get) if len(t) > 1]
+    lines = [f"{text_of[a]} {text_of[b]}\n" for a, b in merges]
+    vocab = {text_of[token]: i for token, i in ranks.items()}
+    vocab |= tokenizer.special_tokens
+    for name, content in (
+        ("vocab.bpe", "#version: 0.2\n" + "".join(lines)),
+        ("encoder.json", json.dumps(vocab)),
+    ):
+        replace(folder / name, partial(Path.write_bytes, data=content.encode()))
 
 
 def read(path):

@@ -398,3 +398,108 @@ def exercise_4_5(lowest_loss):
         assert abs(found - total) < 0.02, (
             f"{found:.3f} is not {total:.3f}: do frequent tokens count for more?"
         )
+
+
+@exercise("5.1")
+def exercise_5_1(head_columns):
+    for width, H in ((12, 3), (8, 4), (10, 1)):
+        cfg = TINY | {"emb_dim": width, "n_heads": H, "n_layers": 1}
+        att = helpers.GPTModel(cfg).trf_blocks[0].att
+        layers = (att.W_query, att.W_key, att.W_value)
+        c_attn = torch.cat([layer.weight for layer in layers]).T  # (C, 3C)
+        x = torch.randn(5, width)  # (T, C)
+        for part, layer in enumerate(layers):
+            separate = F.linear(x, layer.weight).view(5, H, -1)  # (T, H, D)
+            for head in range(H):
+                columns = head_columns(cfg, part, head)
+                assert isinstance(columns, slice), "return a slice"
+                assert close(x @ c_attn[:, columns], separate[:, head]), (
+                    f"part {part}, head {head} of {H} is elsewhere, or isn't as wide"
+                )
+
+
+@exercise("5.2")
+def exercise_5_2(add_tokens):
+    cfg = TINY | {"vocab_size": 40, "qkv_bias": True, "tie_weights": True}
+    given, ids = helpers.GPTModel(cfg).eval(), torch.randint(0, 40, (3, 8))
+    old = given(ids).detach()  # (B, T, V)
+    for n_new in (1, 7):
+        larger = add_tokens(given, n_new)
+        assert isinstance(larger, helpers.GPTModel), "return a GPTModel"
+        assert larger.out_head.weight is larger.tok_emb.weight, "its head isn't tied"
+        assert larger.cfg["vocab_size"] == 40 + n_new, "its cfg has the old vocab_size"
+        new = larger.eval()(ids).detach()  # (B, T, V + n_new)
+        assert new.shape[-1] == 40 + n_new, "the head has no logits for the new tokens"
+        assert close(new[..., :40], old), "logits of the old tokens have changed"
+        mean = old.mean(dim=-1, keepdim=True).expand(-1, -1, n_new)
+        assert close(new[..., 40:], mean, 1e-3), "a new row isn't the mean of the old"
+    assert given.cfg["vocab_size"] == 40 and torch.equal(given(ids), old), (
+        "the model that was given has changed"
+    )
+
+
+@exercise("5.3")
+def exercise_5_3(int8_linear):
+    x = torch.randn(4, 96) * torch.tensor([1e-3, 1.0, 30.0, 0.0])[:, None]
+    weight = torch.randn(24, 96) * torch.logspace(-3, 1, 24)[:, None]
+    seen = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if any(
+                part in str(function) for part in (".mm", ".bmm", ".addmm", "_int_mm")
+            ):
+                seen.extend(a.dtype for a in args if torch.is_tensor(a))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        y = int8_linear(x.clone(), weight.clone())
+    exact = x @ weight.T  # (4, 24)
+    assert torch.is_tensor(y) and y.shape == exact.shape, (
+        "the shape should be (B, n_out)"
+    )
+    assert y.isfinite().all(), "a row of zeros needs a scale as well, above 0"
+    assert seen and not any(dtype.is_floating_point for dtype in seen), (
+        "the matrix product should be one of whole numbers"
+    )
+    size = x.norm(dim=1)[:, None] * weight.norm(dim=1)  # (4, 24)
+    assert ((y - exact).abs() <= 0.01 * size).all(), (
+        "too far off: round, don't cut, and give each row of x and of weight its scale"
+    )
+    assert (y - exact).abs().max() > 0, "this is exact, so nothing was rounded"
+
+
+@exercise("5.4")
+def exercise_5_4(forbidden_tokens):
+    for ids, n, expected in (
+        ([1, 2, 3, 1, 2], 3, {3}),
+        ([1, 2, 3, 1, 2, 4, 1, 2], 3, {3, 4}),
+        ([5, 5], 2, {5}),
+        ([1, 2, 3, 4], 3, set()),
+        ([7, 8, 7], 1, {7, 8}),
+        ([1, 2], 4, set()),
+        ([], 2, set()),
+    ):
+        found = forbidden_tokens(list(ids), n)
+        assert isinstance(found, set), "return a set"
+        assert found == expected, f"ids {ids}, n = {n}: {found} isn't right"
+
+
+@exercise("5.5")
+def exercise_5_5(loss_without_head):
+    cfg = TINY | {"emb_dim": 24, "n_heads": 3, "n_layers": 2, "qkv_bias": True}
+    intact, other = helpers.GPTModel(cfg).eval(), helpers.GPTModel(cfg).eval()
+    kept = {name: 3 * tensor for name, tensor in intact.state_dict().items()}
+    intact.load_state_dict(kept)
+    ids = torch.randint(0, 100, (4, 12))
+    for layer, head in ((0, 0), (1, 2), (0, 1)):
+        found = loss_without_head(intact, layer, head, ids)
+        assert isinstance(found, float), "return a float, as .item() does"
+        assert all(torch.equal(t, kept[n]) for n, t in intact.state_dict().items()), (
+            "the model was changed and not put back"
+        )
+        other.load_state_dict(kept)
+        for parameter in other.trf_blocks[layer].att.W_value.parameters():
+            parameter.data[8 * head : 8 * head + 8] = 0.0  # nothing to read is as good
+        expected = F.cross_entropy(other(ids[:, :-1]).mT, ids[:, 1:]).item()
+        assert abs(found - expected) < 1e-3, f"head {head} has other columns"
