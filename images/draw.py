@@ -702,9 +702,9 @@ def fused_weights(d):
     for i, (name, color) in enumerate(colors.items()):
         fill, y = tint(color, 0.3), 44 + i * w
         d.rect(24 + i * w, 116, w, w, fill, color, r=0)
-        turned = d.rect(360, y, w, w, fill, color, r=0)
+        column = d.rect(360, y, w, w, fill, color, r=0)
         layer = d.rect(590, y + 4, 206, w - 8, fill, color)
-        d.chain(turned, layer)
+        d.chain(column, layer)
         d.text((60 + i * w, 146, name), (396, y + 30, f"{name}ᵀ"))
         d.code((60 + i * w, 168, "C × C"), (396, y + 52, "C × C"))
         d.code((693, y + 28, f"att.W_{name}.weight"), font_weight="bold")
@@ -714,8 +714,8 @@ def fused_weights(d):
     d.code((132, 290, "(1, C, 3C)"), (396, 290, "(3C, C)"), (693, 290, "3 × (C, C)"))
     d.note((132, 100, "3C outputs"), (132, 206, "a row for each of C inputs"))
     d.arrow((240, 152), (360, 152))
-    d.code((301, 136, "[0].t()"), (509, 62, ".split(C)"))
-    d.note((301, 172, "turned"))
+    d.code((301, 136, "[0].T"), (509, 62, ".chunk(3)"))
+    d.note((301, 172, "transposed"))
 
 
 @figure("What is frozen, and what learns", 376)
