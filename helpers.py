@@ -185,6 +185,69 @@ def load_text(source):
     return text
 
 
+def download_gpt2(size):
+    """Return the folder of a size, downloaded if need be."""
+    for name in FILES:
+        if name.startswith(f"gpt2/{size}/"):
+            path, n_bytes = DOWNLOADS / name, FILES[name]["bytes"]
+            if not path.is_file():
+                fetch(name)
+            if n_bytes and path.stat().st_size != n_bytes:
+                path.unlink()
+                raise OSError(f"{name} was incomplete and is removed: load it again")
+    return DOWNLOADS / "gpt2" / size
+
+
+def choose_gpt2(name=None):
+    """Return the folder of a size, of "gpt2-mini" or of a path.
+
+    Without a name: COURSE_MODEL, else 124M on a GPU, else gpt2-mini.
+    """
+    name = name or os.environ.get("COURSE_MODEL")
+    if not name:
+        name = "gpt2-mini" if pick_device().type == "cpu" else "124M"
+        sizes = ", ".join(GPT2_CONFIGS)
+        print(f"The model is {name}. COURSE_MODEL chooses: {sizes} or a folder.")
+    if name in GPT2_CONFIGS:
+        try:
+            return download_gpt2(name)
+        except OSError as error:
+            print(f"GPT-2 {name} isn't available, so gpt2-mini is used: {error}")
+            name = "gpt2-mini"
+    folder = DATA / name if name == "gpt2-mini" else Path(name).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{name} is neither a folder nor one of {[*GPT2_CONFIGS]}"
+        )
+    return folder
+
+
+@lru_cache
+def import_tensorflow():
+    """Import TensorFlow without its greetings, which bypass Python."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")  # it would take all of its memory
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+    return tf
+
+
+@contextmanager
+def blame(what):
+    """Let an error in the block say which file or tensor it is about."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what} is damaged, or of another model: {error}") from error
+
+
 # =====================================================================================
 # Chapter 1: tokenizers and data loaders
 # =====================================================================================
@@ -603,6 +666,25 @@ def generate_text_simple(model, idx, max_new_tokens, context_size):
 # =====================================================================================
 
 
+def bigram_model(train_ids, V, k=10):
+    """Return unigram p(b) and smoothed bigram p(b | a), as functions. Notebook 04."""
+    single, double = Counter(train_ids), Counter(pairwise(train_ids))
+    first = Counter(train_ids[:-1])  # how often each token has a successor
+
+    def unigram(b):
+        return (single[b] + 1) / (len(train_ids) + V)
+
+    def bigram(a, b):
+        return (double[a, b] + k * unigram(b)) / (first[a] + k)
+
+    return unigram, bigram
+
+
+def bigram_loss(bigram, ids):
+    """Return the loss of p(b | a) on a list of ids, in nats a token. Notebook 04."""
+    return -sum(math.log(bigram(a, b)) for a, b in pairwise(ids)) / (len(ids) - 1)
+
+
 def text_to_token_ids(text, tokenizer):
     """Return the ids of a text as a batch of one, `(1, T)`. Notebook 04."""
     ids = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
@@ -964,21 +1046,18 @@ def read_tokenizer(folder):
     )
 
 
-@lru_cache
-def import_tensorflow():
-    """Import TensorFlow without its greetings, which bypass Python. Notebook 05."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        import tensorflow as tf
-
-        tf.config.set_visible_devices([], "GPU")  # it would take all of its memory
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
-    return tf
+def copy_weights(reader, model):
+    """Fill a model with the tensors of a TensorFlow checkpoint. Notebook 05."""
+    for name, parameters in gpt2_places(model).items():
+        with blame(name):
+            tensor = torch.from_numpy(reader.get_tensor(name)).float()
+            if name.endswith("/w"):
+                tensor = tensor[0].T  # (1, n_in, n_out) -> (n_out, n_in)
+            parts = tensor.chunk(len(parameters))
+            for parameter, part in zip(parameters, parts, strict=True):
+                if part.shape != parameter.shape:
+                    raise ValueError(f"{part.shape}, not {parameter.shape}")
+                parameter.data = part.contiguous()  # copies only what is transposed
 
 
 def load_gpt2(name=None):
@@ -986,75 +1065,27 @@ def load_gpt2(name=None):
 
     `name` is a size, "gpt2-mini" or a folder, as in `choose_gpt2`. Notebook 05.
     """
-    tf = import_tensorflow()
-    OpError = tf.errors.OpError
-    folder, reading = choose_gpt2(name), "hparams.json"
-    try:
-        hparams = json.loads((folder / reading).read_text(encoding="utf-8"))
+    folder = choose_gpt2(name)
+    with blame(folder / "hparams.json"):
+        hparams = json.loads((folder / "hparams.json").read_text(encoding="utf-8"))
         config = {ours: hparams[theirs] for ours, theirs in HPARAMS.items()}
         config |= {"drop_rate": 0.0, "qkv_bias": True, "tie_weights": True}
         with torch.device("meta"):  # shapes without numbers
             model = GPTModel(config)
-        reading = "model.ckpt.index"
-        reader = tf.train.load_checkpoint(str(folder / "model.ckpt"))
-        odd = gpt2_places(model).keys() ^ reader.get_variable_to_shape_map().keys()
-        if odd:
-            raise ValueError(f"{min(odd)} is only in it, or only in hparams.json")
-        reading = "encoder.json"
+    with blame(folder / "encoder.json"):
         tokenizer = read_tokenizer(folder)
         if tokenizer.n_vocab != config["vocab_size"]:
             raise ValueError(f"{tokenizer.n_vocab} tokens, {config['vocab_size']} rows")
-        model.to_empty(device="cpu")
-        model.out_head.weight = model.tok_emb.weight
-        for reading, parameters in gpt2_places(model).items():
-            tensor = torch.from_numpy(reader.get_tensor(reading)).float()
-            if reading.endswith("/w"):
-                tensor = tensor[0].T  # (1, n_in, n_out) -> (n_out, n_in)
-            parts = tensor.chunk(len(parameters))
-            for parameter, part in zip(parameters, parts, strict=True):
-                if part.shape != parameter.shape:
-                    raise ValueError(f"{part.shape}, not {parameter.shape}")
-                parameter.data = part.contiguous()  # a copy only of what is transposed
-    except (LookupError, TypeError, ValueError, RuntimeError, OpError) as error:
-        raise ValueError(
-            f"{folder}: {reading} is damaged, or of another model: {error}"
-        ) from error
+    with blame(folder / "model.ckpt.index"):
+        checkpoint = str(folder / "model.ckpt")
+        reader = import_tensorflow().train.load_checkpoint(checkpoint)
+        names = reader.get_variable_to_shape_map().keys()
+        if odd := gpt2_places(model).keys() ^ names:
+            raise ValueError(f"{min(odd)} is only in it, or only in hparams.json")
+    model.to_empty(device="cpu")
+    model.out_head.weight = model.tok_emb.weight
+    copy_weights(reader, model)
     return model.eval(), tokenizer
-
-
-def download_gpt2(size):
-    """Return the folder of a size, downloaded if need be. Notebook 05."""
-    for name in FILES:
-        if name.startswith(f"gpt2/{size}/"):
-            path, n_bytes = DOWNLOADS / name, FILES[name]["bytes"]
-            if not path.is_file():
-                fetch(name)
-            if n_bytes and path.stat().st_size != n_bytes:
-                path.unlink()
-                raise OSError(f"{name} was incomplete and is removed: load it again")
-    return DOWNLOADS / "gpt2" / size
-
-
-def choose_gpt2(name=None):
-    """Return the folder of a size, of "gpt2-mini" or of a path.
-
-    Without a name: COURSE_MODEL, else 124M on a GPU, else gpt2-mini. Notebook 05.
-    """
-    name = name or os.environ.get("COURSE_MODEL")
-    if not name:
-        name = "gpt2-mini" if pick_device().type == "cpu" else "124M"
-        sizes = ", ".join(GPT2_CONFIGS)
-        print(f"The model is {name}. COURSE_MODEL chooses: {sizes} or a folder.")
-    if name in GPT2_CONFIGS:
-        try:
-            return download_gpt2(name)
-        except OSError as error:
-            print(f"GPT-2 {name} can't be had, so gpt2-mini is used: {error}")
-            name = "gpt2-mini"
-    folder = DATA / name if name == "gpt2-mini" else Path(name).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{name} is no folder and none of {[*GPT2_CONFIGS]}")
-    return folder
 
 
 def pack_weight(weight, fmt):

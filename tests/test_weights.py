@@ -227,10 +227,10 @@ def test_openais_index_beside_a_short_data_file(folder):
 
 
 def test_a_missing_folder_or_description_is_named(folder):
-    with pytest.raises(FileNotFoundError, match="125M is no folder.*'124M'.*'1558M'"):
+    with pytest.raises(FileNotFoundError, match="125M is neither.*'124M'.*'1558M'"):
         load_gpt2("125M")
     (folder / "hparams.json").unlink()
-    with pytest.raises(FileNotFoundError, match="hparams.json"):
+    with pytest.raises(ValueError, match="hparams.json"):
         load_gpt2(folder)
 
 
