@@ -1,13 +1,17 @@
-"""What notebooks 01 to 03 invite a reader to change: text, sentence, sizes.
+"""What notebooks invite a reader to change: text, sentence, messages, sizes.
 
 Each notebook's cells run here in one process, with other settings, to the end.
 """
 
+import random
 import re
 
 import matplotlib.pyplot as plt
 import pytest
 from notebook_cells import NOTEBOOKS, read_notebook
+
+import helpers
+from helpers import GPT_CONFIG_124M, GPTModel, get_tokenizer
 
 TEXTS = {
     "short": "Sea, seat, tea. A short text, by me.",
@@ -57,3 +61,50 @@ def test_02_takes_any_sentence_and_sizes(sentence, sizes, monkeypatch):
 
 def test_03_takes_any_text(text_file, monkeypatch):
     run("03_architecture", monkeypatch, TEXT=text_file, PROMPT="海", STEPS=2)
+
+
+class Small06:
+    """Settings and fixtures for a notebook 06 that runs in seconds."""
+
+    cfg = GPT_CONFIG_124M | {"emb_dim": 24, "n_heads": 3, "n_layers": 2}
+    cfg |= {"drop_rate": 0.0, "qkv_bias": True, "tie_weights": True}
+    settings = {"SEEDS": (123, 124), "SIZES": (10, 10**6), "FULL_SIZES": (10,)}
+    settings |= {"FULL_SEEDS": 1, "MODEL": "a small random model"}
+    settings["READS"] = {"last block": 30, "everything": 20, "random weights": 20}
+
+
+def own_messages(kind):
+    """Return the lines of a file of messages."""
+    draw = random.Random(1)
+    words = ["".join(draw.choices("abcdefg", k=4)) for _ in range(200)]
+    texts = [" ".join(draw.sample(words, 3 + i % 9)) for i in range(90)]
+    ham, spam = texts[:40], [f"win {text}" for text in texts[40:60]]
+    ham[3:6] = ['"never closed', 'two\ttabs, "and a lone " mark', "海上生明月"]
+    if kind == "csv":
+        lines = [f"good,{text}" for text in ham] + [f"bad,{text}" for text in spam]
+        return ["Label,Text", *lines]
+    lines = [f"ham\t{text}" for text in ham] + [f"spam\t{text}" for text in spam]
+    if kind == "three classes":
+        lines += [f"work\tmeeting {text}" for text in texts[60:]]
+    return lines
+
+
+@pytest.mark.parametrize("kind", ["tsv", "csv", "three classes"])
+def test_06_takes_own_messages_and_another_model(kind, monkeypatch, tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_text("\n".join(own_messages(kind)), encoding="utf-8")
+    model = GPTModel(Small06.cfg)
+    monkeypatch.setattr(helpers, "load_gpt2", lambda name: (model, get_tokenizer()))
+    monkeypatch.setattr(helpers, "tqdm", lambda steps, **_: steps)
+    monkeypatch.setattr(helpers, "RUNS", tmp_path)
+    settings = {"MESSAGES": str(path), "MY_MESSAGE": "海", **Small06.settings}
+    settings["SPAM"] = "bad" if kind == "csv" else "spam"
+    run("06_spam_finetuning", monkeypatch, **settings)
+
+
+def test_06_stops_before_training_where_a_class_is_missing(monkeypatch, tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_text("\n".join(own_messages("csv")), encoding="utf-8")
+    monkeypatch.setattr(helpers, "train_model", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="10 of each class needed, 'spam' among them"):
+        run("06_spam_finetuning", monkeypatch, MESSAGES=str(path), **Small06.settings)
