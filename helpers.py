@@ -1589,7 +1589,8 @@ def class_logits(model, ids):
     """
     lengths = real_lengths(model, ids)  # (B)
     features = model.features(ids[:, : lengths.max()])  # (B, longest, C)
-    logits = model.out_head(features[torch.arange(len(ids)), lengths - 1])
+    rows = torch.arange(len(ids), device=ids.device)
+    logits = model.out_head(features[rows, lengths - 1])
     if logits.shape[1] == model.cfg["vocab_size"]:
         raise ValueError("give model.out_head one output for each class")
     return logits

@@ -74,32 +74,29 @@ class Small06:
 
 
 def own_messages(kind):
-    """Return the lines of a file of messages."""
+    """Return the lines of a file: tabs and two classes, or commas and three."""
     draw = random.Random(1)
     words = ["".join(draw.choices("abcdefg", k=4)) for _ in range(200)]
     texts = [" ".join(draw.sample(words, 3 + i % 9)) for i in range(90)]
-    ham, spam = texts[:40], [f"win {text}" for text in texts[40:60]]
-    ham[3:6] = ['"never closed', 'two\ttabs, "and a lone " mark', "海上生明月"]
-    if kind == "csv":
-        lines = [f"good,{text}" for text in ham] + [f"bad,{text}" for text in spam]
-        return ["Label,Text", *lines]
-    lines = [f"ham\t{text}" for text in ham] + [f"spam\t{text}" for text in spam]
-    if kind == "three classes":
-        lines += [f"work\tmeeting {text}" for text in texts[60:]]
-    return lines
+    texts[3:6] = ['"never closed', 'two\ttabs, "and a lone " mark', "海上生明月"]
+    if kind == "tsv":
+        return [
+            f"{'spam' if i > 69 else 'ham'}\t{text}" for i, text in enumerate(texts)
+        ]
+    labels = ["good"] * 40 + ["bad"] * 20 + ["work"] * 30
+    lines = [f"{label},{text}" for label, text in zip(labels, texts, strict=True)]
+    return ["Label,Text", *lines]
 
 
-@pytest.mark.parametrize("kind", ["tsv", "csv", "three classes"])
-def test_06_takes_own_messages_and_another_model(kind, monkeypatch, tmp_path):
-    path = tmp_path / "own.txt"
+@pytest.mark.parametrize("kind, spam", [("tsv", "spam"), ("csv", "bad")])
+def test_06_takes_own_messages_and_another_model(kind, spam, monkeypatch, tmp_path):
+    path, model = tmp_path / "own.txt", GPTModel(Small06.cfg)
     path.write_text("\n".join(own_messages(kind)), encoding="utf-8")
-    model = GPTModel(Small06.cfg)
     monkeypatch.setattr(helpers, "load_gpt2", lambda name: (model, get_tokenizer()))
     monkeypatch.setattr(helpers, "tqdm", lambda steps, **_: steps)
     monkeypatch.setattr(helpers, "RUNS", tmp_path)
-    settings = {"MESSAGES": str(path), "MY_MESSAGE": "海", **Small06.settings}
-    settings["SPAM"] = "bad" if kind == "csv" else "spam"
-    run("06_spam_finetuning", monkeypatch, **settings)
+    settings = {"MESSAGES": str(path), "SPAM": spam, "MY_MESSAGE": "海"}
+    run("06_spam_finetuning", monkeypatch, **settings, **Small06.settings)
 
 
 def test_06_stops_before_training_where_a_class_is_missing(monkeypatch, tmp_path):

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 import helpers
 from helpers import (
-    DATA,
     BPETokenizer,
     GPTModel,
     LengthBatches,
@@ -24,13 +23,11 @@ from helpers import (
     classify_review,
     evaluate_classifier,
     fetch,
-    load_checkpoint,
     merge_lora,
     param_groups,
     random_split,
     real_lengths,
     replace_linear_with_lora,
-    save_checkpoint,
     train_classifier,
 )
 
@@ -98,7 +95,7 @@ def test_the_real_collection_or_its_stand_in_is_read_whole():
     assert len(found) == path.read_bytes().count(b"\n")
     if path.name == "SMSSpamCollection":
         assert found["Label"].value_counts().to_dict() == {"ham": 4827, "spam": 747}
-    own = NOTEBOOK["read_messages"](DATA / "sms-sample.tsv")
+    own = NOTEBOOK["read_messages"](helpers.DATA / "sms-sample.tsv")
     assert len(own) >= 500 and not own["Text"].duplicated().any()
 
 
@@ -213,14 +210,11 @@ def test_it_learns_what_is_easy(dataset):
     assert history["val_accuracy"].iloc[-1] == 1.0 and len(history) == 6
     logits = torch.cat([class_logits(model, ids[None]) for ids, _ in dataset])
     result = evaluate_classifier(model, loader)
-    right = (logits.argmax(dim=1) == dataset.labels).float().mean().item()
-    assert result["val_accuracy"] == pytest.approx(right)
     loss = F.cross_entropy(logits, dataset.labels).item()
-    assert result["val_loss"] == pytest.approx(loss, abs=1e-4)
+    assert result == pytest.approx({"val_loss": loss, "val_accuracy": 1.0}, abs=1e-4)
     assert classify_review("win money now", model, TOKENIZER) == "spam"
     assert classify_review("see you", model, TOKENIZER, max_length=9) == "not spam"
-    long = classify_review("see you at home " * 20, model, TOKENIZER, classes="ab")
-    assert long in "ab"
+    assert classify_review("see you " * 40, model, TOKENIZER, classes="ab") in "ab"
 
 
 def test_a_head_of_the_vocabulary_and_a_stale_optimizer_stop_before_training(dataset):
@@ -240,25 +234,14 @@ def test_a_head_of_the_vocabulary_and_a_stale_optimizer_stop_before_training(dat
         train_classifier(lora, loader, loader, optimizer)
 
 
-def test_a_classifier_is_saved_and_loaded(tmp_path):
-    model = classifier()
-    save_checkpoint(tmp_path / "spam.pth", model, classes=["ham", "spam"])
-    other = classifier(seed=2)
-    extra = load_checkpoint(tmp_path / "spam.pth", other)
-    assert extra["classes"] == ["ham", "spam"]
-    assert all(torch.equal(v, state(model)[k]) for k, v in state(other).items())
-
-
 def test_frozen_layers_run_once_give_the_same_logits_and_gradients(dataset):
     model, lengths = classifier(), torch.tensor(dataset.lengths)
     frozen = NOTEBOOK["run_frozen"](model, dataset.ids, lengths)
     x = nn.utils.rnn.pad_sequence([frozen[i] for i in range(40)], batch_first=True)
     vectors = NOTEBOOK["block_at_last"](model.trf_blocks[-1], x, lengths)
     results = []
-    for logits in (
-        class_logits(model, dataset.ids),
-        model.out_head(model.final_norm(vectors)),
-    ):
+    short = model.out_head(model.final_norm(vectors))
+    for logits in (class_logits(model, dataset.ids), short):
         model.zero_grad()
         F.cross_entropy(logits, dataset.labels).backward()
         grads = [p.grad.clone() for p in model.parameters() if p.requires_grad]
