@@ -13,7 +13,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 from notebook_cells import definitions_of, notebook_paths
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,9 +136,8 @@ def test_the_second_edition_of_helpers_checks_no_arguments():
 
 def test_definitions_of_a_notebook_can_be_used_by_themselves():
     found = definitions_of("06_spam_finetuning")
-    guessed, labels = torch.tensor([1, 1, 0]), torch.tensor([1, 0, 1])
-    assert found["scores"](guessed, labels)["precision"] == 0.5
-    assert found["bag_of_words"] and "BATCH_SIZE" not in found.namespace
+    first, again, other = found["find_series"](["win it now", "Now win it!", "hi"])
+    assert first == again != other and "SEEDS" not in found.namespace
 
 
 @each_notebook
