@@ -24,6 +24,7 @@ GPT-2: the same configuration, shapes and threads, fused AdamW, its own cache.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import random
@@ -55,9 +56,9 @@ from helpers import (  # noqa: E402
     GPTModel,
     InstructionDataset,
     SpamDataset,
-    answer_loss_batch,
+    answer_loader,
+    answer_loss,
     calc_loss_batch,
-    create_answer_loader,
     create_balanced_dataset,
     create_spam_loader,
     custom_collate_fn,
@@ -65,12 +66,14 @@ from helpers import (  # noqa: E402
     generate_text_simple,
     get_tokenizer,
     load_gpt2,
+    load_text,
+    next_token_loss,
     pad_batch,
     pick_precision,
     quantize,
     read_messages,
-    read_records,
     train_classifier,
+    train_model,
 )
 
 MIRROR = Path(os.environ.get("COURSE_MIRROR", ROOT.parent / "shared" / "mirror"))
@@ -417,9 +420,9 @@ def spam(n=64, epochs=5, rounds=2):
     return [line(what, *rates, "messages/s", 8)]
 
 
-def instruct(rounds=2):
+def instruct(rounds=3):
     """Records/s of tuning two models on instructions, against a plain loop."""
-    records = read_records("instruction-data.json")
+    records = json.loads(load_text("instruction-data.json"))
     random.Random(123).shuffle(records)
     return [
         instruct_line("gpt2-mini", *load_gpt2("gpt2-mini"), records[:192], rounds),
@@ -429,29 +432,23 @@ def instruct(rounds=2):
 
 def instruct_line(name, model, tokenizer, records, rounds):
     """Our batches and loss against random order and logits at every position."""
-    dataset = InstructionDataset(records, tokenizer, model.cfg["context_length"])
+    dataset, precision = InstructionDataset(records, tokenizer), pick_precision(CPU)
     collate = partial(custom_collate_fn, pad_token_id=dataset.end_id)
     plain = DataLoader(dataset, 8, shuffle=True, collate_fn=collate)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    model.train()
 
-    def epoch(loader, loss_batch):
-        for inputs, targets in loader:
-            optimizer.zero_grad()
-            loss_batch(inputs, targets, model, CPU).backward()
-            optimizer.step()
+    def rate(loader, loss_fn, steps=len(plain)):
+        options = {"peak_lr": 1e-5, "precision": precision}
+        took = seconds(partial(train_model, **options), model, loader, loss_fn, steps)
+        return len(records) / took
 
-    def rate(loader, loss_batch):
-        return len(records) / seconds(epoch, loader, loss_batch)
-
-    epoch(islice(plain, 1), answer_loss_batch)  # a warm-up
+    rate(plain, answer_loss, steps=1)  # a warm-up
     ours, theirs = [], []
     for _ in range(rounds):
-        ours.append(rate(create_answer_loader(dataset), answer_loss_batch))
-        theirs.append(rate(plain, calc_loss_batch))
+        ours.append(rate(answer_loader(dataset), answer_loss))
+        theirs.append(rate(plain, next_token_loss))
     rates = statistics.median(ours), statistics.median(theirs)
     what = f"tuning {name} on instructions: random order, all logits"
-    return line(what, *rates, "records/s", 2)
+    return line(what, *rates, "records/s", 1.5)
 
 
 ROWS = {
