@@ -35,7 +35,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -436,12 +435,12 @@ def instruct_line(name, model, tokenizer, records, rounds):
     collate = partial(custom_collate_fn, pad_token_id=dataset.end_id)
     plain = DataLoader(dataset, 8, shuffle=True, collate_fn=collate)
 
-    def rate(loader, loss_fn, steps=len(plain)):
+    def rate(loader, loss_fn):
         options = {"peak_lr": 1e-5, "precision": precision}
-        took = seconds(partial(train_model, **options), model, loader, loss_fn, steps)
-        return len(records) / took
+        train = partial(train_model, **options)
+        return len(records) / seconds(train, model, loader, loss_fn, len(loader))
 
-    rate(plain, answer_loss, steps=1)  # a warm-up
+    rate(answer_loader(InstructionDataset(records[:8], tokenizer)), answer_loss)
     ours, theirs = [], []
     for _ in range(rounds):
         ours.append(rate(answer_loader(dataset), answer_loss))

@@ -394,7 +394,7 @@ def test_an_interrupted_answer_leaves_a_chat_that_works(parrot):
 def test_the_panel_sends_shows_and_looks_behind_a_token(parrot):
     NOTEBOOK["likely"].__globals__["tokenizer"] = BYTES
     panel = NOTEBOOK["chat_panel"](Chat(parrot, BYTES))
-    log, line, sliders, chart = panel.children
+    log, line, _, step_line, chart = panel.children
     box, send = line.children
     box.value = "<b>Hi</b>"
     send.click()
@@ -403,6 +403,6 @@ def test_the_panel_sends_shows_and_looks_behind_a_token(parrot):
     box._handle_custom_msg({"event": "submit"}, [])  # Enter
     assert log.value.endswith("Hello.")
     first = chart.value
-    sliders.children[1].value = 2
+    step_line.children[1].value = 2
     assert chart.value != first and "&#x27;H&#x27;" in chart.value
-    assert sliders.children[1].max == len(" Hello.\n")
+    assert step_line.children[1].max == len(" Hello.\n")
