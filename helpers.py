@@ -7,9 +7,6 @@ width of a head (`C = H * D`), `V` vocabulary.
 
 import base64
 import copy
-import csv
-import ctypes
-import glob
 import json
 import math
 import os
@@ -21,7 +18,7 @@ import time
 import timeit
 import zlib
 from collections import Counter, defaultdict
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import chain, islice, pairwise, repeat
 from pathlib import Path
@@ -179,6 +176,69 @@ def load_text(source):
     if not text.strip():
         raise ValueError(f"{path} holds no text")
     return text
+
+
+def download_gpt2(size):
+    """Return the folder of a size, downloaded if need be."""
+    for name in FILES:
+        if name.startswith(f"gpt2/{size}/"):
+            path, n_bytes = DOWNLOADS / name, FILES[name]["bytes"]
+            if not path.is_file():
+                fetch(name)
+            if n_bytes and path.stat().st_size != n_bytes:
+                path.unlink()
+                raise OSError(f"{name} was incomplete and is removed: load it again")
+    return DOWNLOADS / "gpt2" / size
+
+
+def choose_gpt2(name=None):
+    """Return the folder of a size, of "gpt2-mini" or of a path.
+
+    Without a name: COURSE_MODEL, else 124M on a GPU, else gpt2-mini.
+    """
+    name = name or os.environ.get("COURSE_MODEL")
+    if not name:
+        name = "gpt2-mini" if pick_device().type == "cpu" else "124M"
+        sizes = ", ".join(GPT2_CONFIGS)
+        print(f"The model is {name}. COURSE_MODEL chooses: {sizes} or a folder.")
+    if name in GPT2_CONFIGS:
+        try:
+            return download_gpt2(name)
+        except OSError as error:
+            print(f"GPT-2 {name} isn't available, so gpt2-mini is used: {error}")
+            name = "gpt2-mini"
+    folder = DATA / name if name == "gpt2-mini" else Path(name).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{name} is neither a folder nor one of {[*GPT2_CONFIGS]}"
+        )
+    return folder
+
+
+@lru_cache
+def import_tensorflow():
+    """Import TensorFlow without its greetings, which bypass Python."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")  # it would take all of its memory
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+    return tf
+
+
+@contextmanager
+def blame(what):
+    """Let an error in the block say which file or tensor it is about."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what} is damaged, or of another model: {error}") from error
 
 
 # =====================================================================================
@@ -599,6 +659,25 @@ def generate_text_simple(model, idx, max_new_tokens, context_size):
 # =====================================================================================
 
 
+def bigram_model(train_ids, V, k=10):
+    """Return unigram p(b) and smoothed bigram p(b | a), as functions. Notebook 04."""
+    single, double = Counter(train_ids), Counter(pairwise(train_ids))
+    first = Counter(train_ids[:-1])  # how often each token has a successor
+
+    def unigram(b):
+        return (single[b] + 1) / (len(train_ids) + V)
+
+    def bigram(a, b):
+        return (double[a, b] + k * unigram(b)) / (first[a] + k)
+
+    return unigram, bigram
+
+
+def bigram_loss(bigram, ids):
+    """Return the loss of p(b | a) on a list of ids, in nats a token. Notebook 04."""
+    return -sum(math.log(bigram(a, b)) for a, b in pairwise(ids)) / (len(ids) - 1)
+
+
 def text_to_token_ids(text, tokenizer):
     """Return the ids of a text as a batch of one, `(1, T)`. Notebook 04."""
     ids = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
@@ -952,8 +1031,6 @@ def read_tokenizer(folder):
     special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     ranks = {bytes(byte_of[c] for c in token): i for token, i in vocab.items()}
-    if sorted(ranks.values()) != list(range(len(vocab))):
-        raise ValueError(f"its ids aren't 0 to {len(vocab) - 1}")
     return tiktoken.Encoding(
         Path(folder).name,
         pat_str=GPT2_PATTERN,
@@ -962,21 +1039,18 @@ def read_tokenizer(folder):
     )
 
 
-@lru_cache
-def import_tensorflow():
-    """Import TensorFlow without its greetings, which bypass Python. Notebook 05."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        import tensorflow as tf
-
-        tf.config.set_visible_devices([], "GPU")  # it would take all of its memory
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
-    return tf
+def copy_weights(reader, model):
+    """Fill a model with the tensors of a TensorFlow checkpoint. Notebook 05."""
+    for name, parameters in gpt2_places(model).items():
+        with blame(name):
+            tensor = torch.from_numpy(reader.get_tensor(name)).float()
+            if name.endswith("/w"):
+                tensor = tensor[0].T  # (1, n_in, n_out) -> (n_out, n_in)
+            parts = tensor.chunk(len(parameters))
+            for parameter, part in zip(parameters, parts, strict=True):
+                if part.shape != parameter.shape:
+                    raise ValueError(f"{part.shape}, not {parameter.shape}")
+                parameter.data = part.contiguous()  # copies only what is transposed
 
 
 def load_gpt2(name=None):
@@ -984,75 +1058,27 @@ def load_gpt2(name=None):
 
     `name` is a size, "gpt2-mini" or a folder, as in `choose_gpt2`. Notebook 05.
     """
-    tf = import_tensorflow()
-    OpError = tf.errors.OpError
-    folder, reading = choose_gpt2(name), "hparams.json"
-    try:
-        hparams = json.loads((folder / reading).read_text(encoding="utf-8"))
+    folder = choose_gpt2(name)
+    with blame(folder / "hparams.json"):
+        hparams = json.loads((folder / "hparams.json").read_text(encoding="utf-8"))
         config = {ours: hparams[theirs] for ours, theirs in HPARAMS.items()}
         config |= {"drop_rate": 0.0, "qkv_bias": True, "tie_weights": True}
         with torch.device("meta"):  # shapes without numbers
             model = GPTModel(config)
-        reading = "model.ckpt.index"
-        reader = tf.train.load_checkpoint(str(folder / "model.ckpt"))
-        odd = gpt2_places(model).keys() ^ reader.get_variable_to_shape_map().keys()
-        if odd:
-            raise ValueError(f"{min(odd)} is only in it, or only in hparams.json")
-        reading = "encoder.json"
+    with blame(folder / "encoder.json"):
         tokenizer = read_tokenizer(folder)
         if tokenizer.n_vocab != config["vocab_size"]:
             raise ValueError(f"{tokenizer.n_vocab} tokens, {config['vocab_size']} rows")
-        model.to_empty(device="cpu")
-        model.out_head.weight = model.tok_emb.weight
-        for reading, parameters in gpt2_places(model).items():
-            tensor = torch.from_numpy(reader.get_tensor(reading)).float()
-            if reading.endswith("/w"):
-                tensor = tensor[0].T  # (1, n_in, n_out) -> (n_out, n_in)
-            parts = tensor.chunk(len(parameters))
-            for parameter, part in zip(parameters, parts, strict=True):
-                if part.shape != parameter.shape:
-                    raise ValueError(f"{part.shape}, not {parameter.shape}")
-                parameter.data = part.contiguous()  # a copy only of what is transposed
-    except (LookupError, TypeError, ValueError, RuntimeError, OpError) as error:
-        raise ValueError(
-            f"{folder}: {reading} is damaged, or of another model: {error}"
-        ) from error
+    with blame(folder / "model.ckpt.index"):
+        checkpoint = str(folder / "model.ckpt")
+        reader = import_tensorflow().train.load_checkpoint(checkpoint)
+        names = reader.get_variable_to_shape_map().keys()
+        if odd := gpt2_places(model).keys() ^ names:
+            raise ValueError(f"{min(odd)} is only in it, or only in hparams.json")
+    model.to_empty(device="cpu")
+    model.out_head.weight = model.tok_emb.weight
+    copy_weights(reader, model)
     return model.eval(), tokenizer
-
-
-def download_gpt2(size):
-    """Return the folder of a size, downloaded if need be. Notebook 05."""
-    for name in FILES:
-        if name.startswith(f"gpt2/{size}/"):
-            path, n_bytes = DOWNLOADS / name, FILES[name]["bytes"]
-            if not path.is_file():
-                fetch(name)
-            if n_bytes and path.stat().st_size != n_bytes:
-                path.unlink()
-                raise OSError(f"{name} was incomplete and is removed: load it again")
-    return DOWNLOADS / "gpt2" / size
-
-
-def choose_gpt2(name=None):
-    """Return the folder of a size, of "gpt2-mini" or of a path.
-
-    Without a name: COURSE_MODEL, else 124M on a GPU, else gpt2-mini. Notebook 05.
-    """
-    name = name or os.environ.get("COURSE_MODEL")
-    if not name:
-        name = "gpt2-mini" if pick_device().type == "cpu" else "124M"
-        sizes = ", ".join(GPT2_CONFIGS)
-        print(f"The model is {name}. COURSE_MODEL chooses: {sizes} or a folder.")
-    if name in GPT2_CONFIGS:
-        try:
-            return download_gpt2(name)
-        except OSError as error:
-            print(f"GPT-2 {name} can't be had, so gpt2-mini is used: {error}")
-            name = "gpt2-mini"
-    folder = DATA / name if name == "gpt2-mini" else Path(name).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{name} is no folder and none of {[*GPT2_CONFIGS]}")
-    return folder
 
 
 def pack_weight(weight, fmt):
@@ -1095,7 +1121,7 @@ class QuantizedLinear(nn.Module):
     def forward(self, x):
         """Map `(..., n_in)` to `(..., n_out)`; a few tokens without unpacking."""
         rows = x.flatten(0, -2)  # (tokens, n_in)
-        if x.is_cpu and self.q.dtype == torch.int8 and len(rows) <= 8:
+        if x.is_cpu and self.q.dtype == torch.int8 and len(rows) <= 32:
             y = torch._weight_int8pack_mm(rows.bfloat16(), self.q, self.scale[:, 0])
         elif self.q.dtype == torch.bfloat16 and len(rows) == 1:
             y = torch.mv(self.q, rows[0].bfloat16())
@@ -1146,261 +1172,51 @@ def quantize(model, fmt="int8", only_if_faster=True):
 # Chapter 6: a spam filter
 # =====================================================================================
 
-LABELS = {"ham": 0, "spam": 1}
-
-
-def check_messages(messages, name):
-    """Raise a ValueError if a table isn't one of labelled messages.
-
-    Args:
-        messages: a `pandas.DataFrame`; each column once.
-        name: what to call it in the message, such as the name of its file.
-
-    Built in notebook 06.
-    """
-    columns = [*getattr(messages, "columns", ())]
-    missing = [wanted for wanted in ("Label", "Text") if columns.count(wanted) != 1]
-    if missing:
-        raise ValueError(
-            f"{name} lacks {missing}: got the columns {columns}, expected 'Label' and "
-            f"'Text'"
-        )
-    unknown = sorted(set(messages["Label"].astype(str)) - {*LABELS, "0", "1"})
-    if unknown:
-        raise ValueError(
-            f"{name}: got the labels {unknown[:5]}, expected 'ham' or 'spam' (or 0 or "
-            f"1): correct them or leave their messages out"
-        )
-    texts = messages["Text"].fillna("").astype(str)
-    empty = (texts.str.strip() == "").to_numpy().nonzero()[0]
-    if len(empty):
-        raise ValueError(
-            f"{name}: {len(empty)} of {len(messages)} messages are empty, first that "
-            f"in row {empty[0] + 1}: leave them out"
-        )
-
-
-def read_messages(path):
-    """Read a file with a label, a tab and a message in each line.
-
-    Args:
-        path: a UTF-8 file, such as `fetch("SMSSpamCollection")`.
-
-    Returns:
-        A `pandas.DataFrame` with the columns `Label` ("ham" or "spam") and `Text`.
-
-    Raises:
-        FileNotFoundError, ValueError: see `load_text` and `check_messages`.
-
-    Built in notebook 06.
-    """
-    load_text(path)  # refuses what isn't a text in UTF-8
-    try:
-        messages = pd.read_csv(
-            path,
-            sep="\t",
-            names=["Label", "Text"],
-            quoting=csv.QUOTE_NONE,  # a quotation mark is a character like any other
-            keep_default_na=False,  # and "null" a word
-            encoding="utf-8",
-        )
-    except pd.errors.ParserError as error:  # lines with several tabs
-        raise ValueError(f"{Path(path).name}: {error}, that is, one tab") from error
-    check_messages(messages, Path(path).name)
-    return messages
-
-
-def create_balanced_dataset(df, seed=123):
-    """Keep as many messages of each class as the rarer one has.
-
-    Args:
-        df: table with the columns `Label` and `Text`.
-        seed: chooses which messages of the more frequent class are kept.
-
-    Returns:
-        A table of the same columns, one class after the other.
-
-    Raises:
-        ValueError: a class without messages.
-
-    Built in notebook 06.
-    """
-    check_messages(df, "the table")
-    classes = df["Label"].astype(str).replace({str(v): k for k, v in LABELS.items()})
-    groups = [df[classes == label] for label in LABELS]
-    sizes = dict(zip(LABELS, map(len, groups), strict=True))
-    smallest = min(sizes.values())
-    if smallest == 0:
-        raise ValueError(f"got {sizes} messages, expected at least one of each class")
-    return pd.concat(
-        group if len(group) == smallest else group.sample(smallest, random_state=seed)
-        for group in groups
-    )
-
 
 def random_split(df, train_frac, validation_frac, seed=123):
-    """Shuffle a table and cut it into three parts; the rest is the test part.
-
-    Args:
-        df: the table.
-        train_frac, validation_frac: shares of the first two parts.
-        seed: decides the order.
-
-    Returns:
-        Three tables: training, validation, test.
-
-    Raises:
-        ValueError: shares that leave nothing for a part.
-
-    Built in notebook 06.
-    """
-    if not (min(train_frac, validation_frac) > 0 and train_frac + validation_frac < 1):
-        raise ValueError(
-            f"got train_frac={train_frac} and validation_frac={validation_frac}, "
-            f"expected two shares over 0 that add up to less than 1: the rest is the "
-            f"test part"
-        )
+    """Shuffle a table and cut it in three: training, validation, test. Notebook 06."""
     df = df.sample(frac=1, random_state=seed).reset_index(drop=True)
     train_end = int(len(df) * train_frac)
     validation_end = train_end + int(len(df) * validation_frac)
-    parts = df[:train_end], df[train_end:validation_end], df[validation_end:]
-    if min(map(len, parts)) == 0:
-        raise ValueError(
-            f"{len(df)} messages give parts of {[len(part) for part in parts]}, "
-            f"expected at least 1 in each: take more messages or other shares"
-        )
-    return parts
-
-
-def encode_message(text, tokenizer, max_length=None):
-    """Return the ids of a message, closed by the token for the end of a text.
-
-    The last token is then the same for every message. A tokenizer that has no
-    `<|endoftext|>` closes with nothing.
-
-    Args:
-        text: the message.
-        tokenizer: any object with tiktoken's `encode` and `encode_ordinary`.
-        max_length: tokens to keep, that at the end included; all by default.
-
-    Returns:
-        A list of ids, and whether the message was cut.
-
-    Raises:
-        ValueError: `max_length` isn't a whole number from 1.
-
-    Built in notebook 06.
-    """
-    if max_length is not None:
-        check_whole(max_length=max_length)
-    end = tokenizer.encode("<|endoftext|>", allowed_special="all")
-    end = end if len(end) == 1 else []
-    ids = tokenizer.encode_ordinary(text)
-    room = len(ids) if max_length is None else max_length - len(end)
-    return ids[:room] + end, len(ids) > room
+    return df[:train_end], df[train_end:validation_end], df[validation_end:]
 
 
 class SpamDataset(Dataset):
-    """Labelled messages of a CSV file, as ids; see `encode_message`.
+    """Pairs of ids `(max_length,)`, padded, and a label; of a CSV file or a table.
 
-    Args:
-        csv_file: UTF-8, with the columns `Label` (ham or spam, 0 or 1) and `Text`.
-        tokenizer: any object with tiktoken's `encode` and `encode_ordinary`.
-        max_length: tokens to keep of a longer message, from 1 to the model's
-            `context_length`; how many messages were cut is said in one line.
-
-    Attributes:
-        lengths: tokens of each message.
-        max_length: tokens of the longest message.
-        truncated: how many were cut.
-
-    Items are pairs: `(T,)` ids, and a tensor with the label, 0 for ham, 1 for spam.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a missing column, an unknown label, an empty message, no messages;
-            `max_length` under 1.
-
-    Built in notebook 06.
+    Its columns are `Label`, names or numbers of classes, and `Text`. Without
+    `max_length` the longest message decides. Notebook 06.
     """
 
-    def __init__(self, csv_file, tokenizer, max_length=None):
-        name = Path(csv_file).name
-        if not Path(csv_file).is_file():
-            raise FileNotFoundError(f"got {name!r}, expected the path of a CSV file")
-        load_text(csv_file)  # refuses what isn't a text in UTF-8
-        try:
-            self.data = pd.read_csv(
-                csv_file, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-            )
-        except pd.errors.ParserError as error:
-            raise ValueError(f"{name} is no whole table: {error}") from error
-        check_messages(self.data, name)
-        if len(self.data) == 0:
-            raise ValueError(f"{name} holds no messages, expected at least one")
-        texts = [encode_message(t, tokenizer, max_length) for t in self.data["Text"]]
-        self.encoded_texts = [torch.tensor(ids) for ids, _ in texts]
-        self.lengths = [len(ids) for ids in self.encoded_texts]
+    def __init__(
+        self, data, tokenizer, max_length=None, pad_token_id=50256, classes=None
+    ):
+        classes = classes or ["ham", "spam"]
+        if not isinstance(data, pd.DataFrame):
+            data = pd.read_csv(data, keep_default_na=False)  # "null" is a word
+        texts = [tokenizer.encode_ordinary(text)[:max_length] for text in data["Text"]]
+        self.lengths = [len(ids) for ids in texts]
         self.max_length = max(self.lengths)
-        self.truncated = sum(was_cut for _, was_cut in texts)
-        if self.truncated:
-            print(
-                f"{name}: {self.truncated} of {len(texts)} messages have more than "
-                f"{max_length} tokens and were cut there."
-            )
-        classes = {str(number): number for number in LABELS.values()} | LABELS
-        self.labels = [torch.tensor(classes[label]) for label in self.data["Label"]]
+        rows = [ids + [pad_token_id] * (self.max_length - len(ids)) for ids in texts]
+        self.ids = torch.tensor(rows)  # (N, max_length)
+        numbers = {name: i for i, name in enumerate(classes)}
+        numbers |= {i: i for i in range(len(classes))}
+        self.labels = torch.tensor([numbers[label] for label in data["Label"]])  # (N)
 
     def __len__(self):
-        return len(self.labels)
+        return len(self.ids)
 
     def __getitem__(self, index):
-        return self.encoded_texts[index], self.labels[index]
-
-
-def pad_batch(items, length=0):
-    """Put messages of different lengths into one tensor, filled with zeros behind.
-
-    Args:
-        items: pairs of a message, `(T,)` ids or `(T, C)` vectors, and its label.
-        length: fill up to this length at least.
-
-    Returns:
-        messages `(B, T)` or `(B, T, C)`, their true lengths `(B)`, labels `(B)`.
-
-    Built in notebook 06.
-    """
-    messages, labels = zip(*items, strict=True)
-    lengths = torch.tensor([len(message) for message in messages])
-    padded = nn.utils.rnn.pad_sequence(messages, batch_first=True)  # (B, T, ...)
-    missing = length - padded.shape[1]
-    if missing > 0:
-        more = padded.new_zeros(len(padded), missing, *padded.shape[2:])
-        padded = torch.cat((padded, more), dim=1)
-    return padded, lengths, torch.stack(labels)
+        return self.ids[index], self.labels[index]
 
 
 class LengthBatches(Sampler):
-    """Batches of messages of like length, so that little is spent on padding.
+    """Batches of similar length: a group of random batches is sorted, then cut.
 
-    A group of random messages, enough for some batches, is sorted by length and cut
-    into batches, which follow one another in random order; then comes the next group.
-    So a batch holds neighbours in length, and a group is a fair mixture.
-
-    Args:
-        lengths: tokens of each message.
-        batch_size: messages in a batch.
-        shuffle: another order each time; without it, always the same.
-        group: batches that are sorted together.
-
-    Raises:
-        ValueError: `batch_size` or `group` isn't a whole number from 1.
-
-    Built in notebook 06.
+    Notebook 06.
     """
 
     def __init__(self, lengths, batch_size=8, shuffle=True, group=4):
-        check_whole(batch_size=batch_size, group=group)
         self.lengths, self.batch_size = lengths, batch_size
         self.shuffle, self.group = shuffle, group
 
@@ -1419,496 +1235,109 @@ class LengthBatches(Sampler):
                 yield batches[i]
 
 
-def create_spam_loader(dataset, batch_size=8, shuffle=True):
-    """Return a DataLoader with batches of messages of like length.
+def real_lengths(model, ids):
+    """Return how many tokens of each row of ids `(B, T)` are before its padding.
 
-    Args:
-        dataset: a `SpamDataset`.
-        batch_size: messages in a batch.
-        shuffle: see `LengthBatches`.
-
-    Returns:
-        Batches `(messages, lengths, labels)`, see `pad_batch`.
-
-    Built in notebook 06.
+    Padding is what a row ends with of `<|endoftext|>`, the vocabulary's last id.
+    Notebook 06.
     """
-    batches = LengthBatches(dataset.lengths, batch_size, shuffle)
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=pad_batch)
+    numbers = torch.arange(1, ids.shape[1] + 1, device=ids.device)  # (T)
+    is_real = ids != model.cfg["vocab_size"] - 1  # (B, T)
+    return (numbers * is_real).amax(dim=1).clamp(min=1)
 
 
-def count_frozen_blocks(model):
-    """Return how many blocks from the bottom up don't learn; 0 if the embeddings do.
+def class_logits(model, ids):
+    """Return logits `(B, classes)` at the last real tokens of ids `(B, T)`.
 
-    Args:
-        model: a `GPTModel`.
-
-    Built in notebook 06.
+    Notebook 06.
     """
-    parts = [nn.ModuleList([model.tok_emb, model.pos_emb]), *model.trf_blocks]
-    learns = [any(p.requires_grad for p in part.parameters()) for part in parts]
-    return max(0, learns.index(True) - 1) if True in learns else len(parts) - 1
+    lengths = real_lengths(model, ids)  # (B)
+    features = model.features(ids[:, : lengths.max()])  # (B, longest, C)
+    rows = torch.arange(len(ids), device=ids.device)
+    logits = model.out_head(features[rows, lengths - 1])
+    if logits.shape[1] == model.cfg["vocab_size"]:
+        raise ValueError("give model.out_head one output for each class")
+    return logits
 
 
-def run_block_at_last(block, x, lengths):
-    """Return what a block makes of the last real token of each message, and no other.
-
-    All tokens are asked for their keys and values, but only the last has a query, and
-    only its vector goes through the feed-forward network.
-
-    Args:
-        block: a `TransformerBlock`.
-        x: `(B, T, C)`, what the block reads.
-        lengths: `(B)`, tokens of each message without its padding.
-
-    Returns:
-        `(B, C)`.
-
-    Built in notebook 06.
-    """
-    B, T, _ = x.shape
-    att, drop = block.att, block.drop_shortcut
-    last = torch.arange(B, device=x.device), lengths - 1
-    normal = block.norm1(x)  # (B, T, C)
-    heads = (B, -1, att.num_heads, att.head_dim)
-    queries = att.W_query(normal[last]).view(heads).transpose(1, 2)  # (B, H, 1, D)
-    keys = att.W_key(normal).view(heads).transpose(1, 2)  # (B, H, T, D)
-    values = att.W_value(normal).view(heads).transpose(1, 2)  # (B, H, T, D)
-    real = torch.arange(T, device=x.device) < lengths[:, None]  # (B, T)
-    context = F.scaled_dot_product_attention(
-        queries,
-        keys,
-        values,
-        attn_mask=real[:, None, None],
-        dropout_p=att.dropout.p if att.training else 0.0,
-    )  # (B, H, 1, D)
-    y = x[last] + drop(att.out_proj(context.reshape(B, -1)))  # (B, C)
-    return y + drop(block.ff(block.norm2(y)))
-
-
-def class_logits(model, messages, lengths):
-    """Return the scores of each class, read at the last real token of each message.
-
-    Args:
-        model: a `GPTModel` whose `out_head` has one output a class.
-        messages: `(B, T)` ids; or `(B, T, C)`, what the frozen blocks made of them.
-        lengths: `(B)`, tokens of each message without its padding.
-
-    Returns:
-        Logits, `(B, classes)`.
-
-    Raises:
-        ValueError: the model still has the head of a language model.
-
-    Built in notebook 06.
-    """
-    if getattr(model.out_head, "out_features", 2) == model.cfg["vocab_size"]:
-        raise ValueError(
-            f"got an out_head for {model.cfg['vocab_size']} tokens, expected one "
-            f"output a class: model.out_head = torch.nn.Linear(width, 2)"
-        )
-    last = torch.arange(len(messages), device=messages.device), lengths - 1
-    if not messages.is_floating_point():
-        return model.out_head(model.features(messages)[last])  # (B, classes)
-    x, blocks = messages, model.trf_blocks[count_frozen_blocks(model) :]
-    for block in blocks[:-1]:
-        x = block(x)  # (B, T, C)
-    x = run_block_at_last(blocks[-1], x, lengths) if len(blocks) > 0 else x[last]
-    return model.out_head(model.final_norm(x))
+def class_loss(model, ids, labels):
+    """Return the summed loss of messages, and their number. Notebook 06."""
+    loss = F.cross_entropy(class_logits(model, ids), labels, reduction="sum")
+    return loss, len(labels)
 
 
 @torch.no_grad()
-def run_frozen_blocks(model, ids):
-    """Return what the frozen blocks make of some messages, dropout switched off.
-
-    Args:
-        model: a `GPTModel`.
-        ids: `(B, T)`.
-
-    Returns:
-        `(B, T, C)`: what the first block that learns reads.
-
-    Raises:
-        ValueError: ids outside the vocabulary, or too many tokens.
-
-    Built in notebook 06.
-    """
-    V, limit = model.cfg["vocab_size"], model.cfg["context_length"]
-    if ids.min() < 0 or ids.max() >= V or ids.shape[1] > limit:
-        raise ValueError(
-            f"got ids from {ids.min()} to {ids.max()} in {ids.shape[1]} tokens, "
-            f"expected 0 to {V - 1} in at most {limit}: encode the text for this "
-            f"model, with max_length"
-        )
-    was_training = model.training
-    model.eval()
-    positions = torch.arange(ids.shape[1], device=ids.device)  # (T)
-    x = model.tok_emb(ids) + model.pos_emb(positions)  # (B, T, C)
-    for block in model.trf_blocks[: count_frozen_blocks(model)]:
-        x = block(x)
-    model.train(was_training)
-    return x
-
-
-class FrozenOutputs(Dataset):
-    """Messages as the frozen blocks leave them, computed once and kept.
-
-    If every block is frozen, only the vector of the last token is kept, since nothing
-    else is read.
-
-    Args:
-        dataset: a `SpamDataset`.
-        model: a `GPTModel` on `device`, some of whose blocks are frozen.
-        device: where the model is. The outputs are kept in ordinary memory:
-            4 C bytes a token.
-
-    Items are pairs: `(T, C)` vectors, and a tensor with the label.
-
-    Built in notebook 06.
-    """
-
-    def __init__(self, dataset, model, device):
-        self.items = [None] * len(dataset)
-        lengths = [len(ids) for ids, _ in dataset]
-        only_last = count_frozen_blocks(model) == len(model.trf_blocks)
-        batches = LengthBatches(lengths, batch_size=32, shuffle=False)
-        for batch in tqdm(batches, "frozen blocks", leave=False):
-            ids, _, labels = pad_batch([dataset[i] for i in batch])
-            x = run_frozen_blocks(model, ids.to(device)).cpu()  # (B, T, C)
-            for i, vectors, label in zip(batch, x, labels, strict=True):
-                first = lengths[i] - 1 if only_last else 0
-                self.items[i] = (vectors[first : lengths[i]].clone(), label)
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
-
-
-def cache_frozen(data_loader, model, device):
-    """Return a loader of the same batches, in which the frozen blocks have been run.
-
-    Args:
-        data_loader: batches `(messages, lengths, labels)` of ids.
-        model, device: see `FrozenOutputs`.
-
-    Built in notebook 06.
-    """
-    return DataLoader(
-        FrozenOutputs(data_loader.dataset, model, device),
-        batch_sampler=data_loader.batch_sampler,
-        collate_fn=data_loader.collate_fn,
-    )
-
-
-def class_loss_batch(batch, model, device):
-    """Return the mean cross-entropy of a batch, in nats per message, and its logits.
-
-    Args:
-        batch: `(messages, lengths, labels)`, see `pad_batch`.
-        model, device: see `class_logits`.
-
-    Returns:
-        A tensor with one number, ready for `backward()`, and logits `(B, classes)`.
-
-    Built in notebook 06.
-    """
-    messages, lengths, labels = (part.to(device) for part in batch)
-    logits = class_logits(model, messages, lengths)  # (B, classes)
-    return F.cross_entropy(logits, labels), logits
-
-
-@torch.no_grad()
-def evaluate_classifier(data_loader, model, device, num_batches=None):
-    """Return the mean loss and the share of right answers, dropout switched off.
-
-    Args:
-        data_loader: batches `(messages, lengths, labels)`.
-        model, device: see `class_logits`.
-        num_batches: how many batches to take; all by default.
-
-    Returns:
-        (loss in nats per message, accuracy from 0 to 1).
-
-    Raises:
-        ValueError: the loader has no batch, or `num_batches` is under 1.
-
-    Built in notebook 06.
-    """
-    check_loaders(data_loader)
-    if num_batches is not None:
-        check_whole(num_batches=num_batches)
-    was_training = model.training
-    model.eval()
-    loss, correct, seen = 0.0, 0, 0
-    for batch in islice(data_loader, num_batches):
-        mean, logits = class_loss_batch(batch, model, device)
-        labels = batch[2].to(device)
-        loss += mean.item() * len(labels)
-        correct += (logits.argmax(dim=-1) == labels).sum().item()
-        seen += len(labels)
-    model.train(was_training)
-    return loss / seen, correct / seen
-
-
-def calc_accuracy_loader(data_loader, model, device, num_batches=None):
-    """Return the share of right answers; see `evaluate_classifier`.
-
-    Built in notebook 06.
-    """
-    return evaluate_classifier(data_loader, model, device, num_batches)[1]
+def evaluate_classifier(model, loader):
+    """Return loss and accuracy over a loader, for `train_model`. Notebook 06."""
+    device, loss, correct, n = next(model.parameters()).device, 0.0, 0, 0
+    for ids, labels in loader:
+        logits, labels = class_logits(model, ids.to(device)).float(), labels.to(device)
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
+        correct += (logits.argmax(dim=1) == labels).sum().item()
+        n += len(labels)
+    return {"val_loss": loss / n, "val_accuracy": correct / n}
 
 
 def train_classifier(
-    model,
-    train_loader,
-    val_loader,
-    optimizer=None,
-    device=None,
-    num_epochs=5,
-    eval_freq=20,
-    eval_iter=None,
-    lr=1e-3,
-    accumulate=4,
-    cache=True,
-    report=tqdm.write,
+    model, train_loader, val_loader, optimizer=None, num_epochs=5, lr=2e-4, **options
 ):
-    """Train what isn't frozen of a classifier; frozen blocks are run once a message.
+    """Train what isn't frozen of a classifier; return a table, a row an epoch.
 
-    Args:
-        model: a `GPTModel` with a head of one output a class. Parameters whose
-            `requires_grad` is False stay as they are.
-        train_loader, val_loader: batches `(messages, lengths, labels)`.
-        optimizer: AdamW with `param_groups`, unless another is given. Its rates are
-            the highest of a warm-up over a tenth of the steps and a cosine to zero.
-        device: where the model is; by default, where its head is.
-        num_epochs: times that the training messages are read.
-        eval_freq: steps between two evaluations of the losses.
-        eval_iter: batches of each loader in an evaluation; all by default.
-        lr: rate of the default optimizer.
-        accumulate: batches whose gradients make one step, which should be a multiple
-            of the group of `LengthBatches`: messages of like length are often of one
-            class, and a step needs both.
-        cache: False runs the frozen blocks anew for every batch.
-        report: called with one line after each epoch; None for silence.
-
-    Returns:
-        Five values: training losses and validation losses (nats per message), every
-        `eval_freq` steps; training accuracies and validation accuracies, each epoch;
-        the number of messages seen.
-
-    Raises:
-        ValueError: a loader without batches, nothing to train, or a number of epochs,
-            steps or batches that isn't a whole one from 1.
-        FloatingPointError: a loss that is not a number.
-
-    Built in notebook 06.
+    Loaders yield ids `(B, T)`, padded with `<|endoftext|>`, and labels `(B)`. `options`
+    are those of `train_model`, such as `accumulate`. Notebook 06.
     """
-    # Plan
-    check_loaders(train_loader, val_loader)
-    check_whole(num_epochs=num_epochs, eval_freq=eval_freq, accumulate=accumulate)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("every parameter is frozen: set requires_grad where to learn")
-    device = device or model.out_head.weight.device
-    optimizer = optimizer or torch.optim.AdamW(param_groups(model, 0.1), lr=lr)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    total_steps = num_epochs * math.ceil(len(train_loader) / accumulate)
-    warmup = total_steps // 10
-    # Run what is frozen
-    loaders = train_loader, val_loader
-    if cache and count_frozen_blocks(model) > 0:
-        loaders = [cache_frozen(loader, model, device) for loader in loaders]
-    losses, accs, seen, step = ([], []), ([], []), 0, 0
-    for epoch in range(num_epochs):
-        model.train()
-        batches = iter(tqdm(loaders[0], f"epoch {epoch + 1}", leave=False))
-        while group := list(islice(batches, accumulate)):
-            # Step
-            for params, peak in zip(optimizer.param_groups, peaks, strict=True):
-                params["lr"] = learning_rate(step, total_steps, warmup, peak, 0.0)
-            optimizer.zero_grad()
-            messages = sum(len(labels) for _, _, labels in group)
-            for batch in group:
-                loss, _ = class_loss_batch(batch, model, device)
-                check_finite(loss, step)
-                (loss * len(batch[2]) / messages).backward()
-            optimizer.step()
-            seen += messages
-            # Evaluate
-            if step % eval_freq == 0:
-                for values, loader in zip(losses, loaders, strict=True):
-                    results = evaluate_classifier(loader, model, device, eval_iter)
-                    values.append(results[0])
-            step += 1
-        for values, loader in zip(accs, loaders, strict=True):
-            values.append(calc_accuracy_loader(loader, model, device, eval_iter))
-        if report:
-            report(
-                f"epoch {epoch + 1}: loss {losses[0][-1]:.3f} / {losses[1][-1]:.3f}, "
-                f"accuracy {accs[0][-1]:.1%} / {accs[1][-1]:.1%}"
-            )
-    return *losses, *accs, seen
-
-
-def plot_values(epochs_seen, examples_seen, train_values, val_values, label="loss"):
-    """Plot training and validation against epochs (below) and messages seen (above).
-
-    Args:
-        epochs_seen, examples_seen: the x axes, one value an evaluation.
-        train_values, val_values: losses or accuracies.
-        label: what they are.
-
-    Returns:
-        The matplotlib figure.
-
-    Built in notebook 06.
-    """
-    fig, ax = plt.subplots()
-    ax.plot(epochs_seen, train_values, label="training")
-    ax.plot(epochs_seen, val_values, linestyle="--", label="validation")
-    ax.set(xlabel="epochs", ylabel=label)
-    ax.legend()
-    top = ax.twiny()
-    top.plot(examples_seen, train_values, alpha=0)  # sets the scale of the upper axis
-    top.set_xlabel("messages seen")
-    top.grid(False)
-    fig.tight_layout()
-    return fig
+    steps = math.ceil(len(train_loader) / options.get("accumulate", 1))  # of an epoch
+    plan = {"loss_fn": class_loss, "num_steps": num_epochs * steps, "eval_freq": steps}
+    plan |= {"peak_lr": optimizer.param_groups[0]["lr"] if optimizer else lr}
+    plan |= {"min_lr": 0.0, "warmup_steps": num_epochs * steps // 10}
+    plan |= {"evaluate": partial(evaluate_classifier, loader=val_loader)}
+    return train_model(model, train_loader, optimizer=optimizer, **(plan | options))
 
 
 @torch.no_grad()
-def predict_classes(model, dataset, device, batch_size=32):
-    """Return the probability of each class, for each message in its order.
-
-    Args:
-        model: a classifier, see `class_logits`.
-        dataset: a `SpamDataset`.
-        device: where the model is.
-        batch_size: messages in a batch.
-
-    Returns:
-        `(N, classes)`, in ordinary memory.
-
-    Built in notebook 06.
-    """
+def classify_review(
+    text, model, tokenizer, device=None, max_length=None, classes=("not spam", "spam")
+):
+    """Return the class that a message most probably belongs to. Notebook 06."""
     model.eval()
-    batches = list(LengthBatches(dataset.lengths, batch_size, shuffle=False))
-    parts = []
-    for batch in batches:
-        ids, lengths, _ = pad_batch([dataset[i] for i in batch])
-        logits = class_logits(model, ids.to(device), lengths.to(device))
-        parts.append(logits.softmax(dim=-1).cpu())  # (B, classes)
-    order = torch.tensor([i for batch in batches for i in batch])
-    return torch.cat(parts)[order.argsort()]
-
-
-@torch.no_grad()
-def classify_review(text, model, tokenizer, device=None, max_length=None):
-    """Say whether a message is spam.
-
-    Args:
-        text: the message.
-        model: a trained classifier.
-        tokenizer: the model's own.
-        device: where the model is; by default, where its head is.
-        max_length: tokens that are read of a longer message; by default, and at most,
-            the model's `context_length`.
-
-    Returns:
-        `"spam"` or `"not spam"`.
-
-    Raises:
-        ValueError: an empty message.
-
-    Built in notebook 06.
-    """
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"got the message {text!r}, expected some text")
-    model.eval()
-    limit = model.cfg["context_length"]
-    limit = limit if max_length is None else min(max_length, limit)
-    ids = torch.tensor([encode_message(text, tokenizer, limit)[0]])
-    ids = ids.to(device or model.out_head.weight.device)  # (1, T)
-    lengths = torch.tensor([ids.shape[1]], device=ids.device)  # (1)
-    logits = class_logits(model, ids, lengths)  # (1, classes)
-    return "spam" if logits.argmax(dim=-1).item() == LABELS["spam"] else "not spam"
+    limit = min(max_length or math.inf, model.cfg["context_length"])
+    ids = torch.tensor([tokenizer.encode_ordinary(text)[:limit]])  # (1, T)
+    logits = class_logits(model, ids.to(next(model.parameters()).device))
+    return classes[logits.argmax(dim=1).item()]
 
 
 class LoRALayer(nn.Module):
-    """A change to a linear layer, as the product of two narrow matrices.
+    """A change of low rank to a linear layer: `(..., in_dim)` to `(..., out_dim)`.
 
-    Args:
-        in_dim, out_dim: widths of the layer that it goes with.
-        rank: width in between.
-        alpha: the change is multiplied by alpha / rank.
-
-    Raises:
-        ValueError: a width or `rank` under 1, or `alpha` not over 0.
-
-    Source: Hu et al. 2021 (arXiv:2106.09685). Built in notebook 06.
+    Source: Hu et al. 2021 (arXiv:2106.09685). Notebook 06.
     """
 
     def __init__(self, in_dim, out_dim, rank, alpha):
         super().__init__()
-        check_whole(in_dim=in_dim, out_dim=out_dim, rank=rank)
-        if not 0 < alpha < math.inf:
-            raise ValueError(f"got alpha={alpha}, expected a finite number over 0")
         self.A = nn.Parameter(torch.empty(in_dim, rank))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        self.B = nn.Parameter(torch.zeros(rank, out_dim))  # so it begins as no change
+        self.B = nn.Parameter(torch.zeros(rank, out_dim))  # no change at first
         self.scaling = alpha / rank
 
     def forward(self, x):
-        """Map `(..., in_dim)` to `(..., out_dim)`."""
         return self.scaling * (x @ self.A @ self.B)
 
 
 class LinearWithLoRA(nn.Module):
-    """A linear layer that is frozen, and a LoRALayer whose result is added to its own.
-
-    Args:
-        linear: a `torch.nn.Linear`.
-        rank, alpha: see `LoRALayer`.
-
-    Built in notebook 06.
-    """
+    """A frozen linear layer, and a LoRALayer that is added to it. Notebook 06."""
 
     def __init__(self, linear, rank, alpha):
         super().__init__()
-        self.linear = linear
+        self.linear = linear.requires_grad_(False)
         self.lora = LoRALayer(linear.in_features, linear.out_features, rank, alpha)
-        self.lora.to(linear.weight.device)
-        linear.requires_grad_(False)
+        self.lora.to(linear.weight)  # its device and number format
 
     def forward(self, x):
-        """Map `(..., in_features)` to `(..., out_features)`."""
         return self.linear(x) + self.lora(x)
-
-    @torch.no_grad()
-    def merge(self):
-        """Return one linear layer that gives the same result."""
-        merged = copy.deepcopy(self.linear)
-        merged.weight += self.lora.scaling * (self.lora.A @ self.lora.B).T
-        return merged
 
 
 def replace_linear_with_lora(model, rank, alpha):
-    """Put a `LinearWithLoRA` in the place of every linear layer of a module.
-
-    Args:
-        model: any module, such as `model.trf_blocks`; it is changed.
-        rank, alpha: see `LoRALayer`.
-
-    Raises:
-        ValueError: a linear layer itself, which has no place to be replaced in.
-
-    Built in notebook 06.
-    """
-    if isinstance(model, nn.Linear):
-        raise ValueError(
-            "got a linear layer, expected the module that holds it, such as "
-            "model.trf_blocks; or wrap it: LinearWithLoRA(layer, rank, alpha)"
-        )
+    """Put a LinearWithLoRA in the place of each linear layer. Notebook 06."""
     for name, child in model.named_children():
         if isinstance(child, nn.Linear):
             setattr(model, name, LinearWithLoRA(child, rank, alpha))
@@ -1916,20 +1345,15 @@ def replace_linear_with_lora(model, rank, alpha):
             replace_linear_with_lora(child, rank, alpha)
 
 
+@torch.no_grad()
 def merge_lora(model):
-    """Put one plain linear layer in the place of every `LinearWithLoRA`.
-
-    An output head that was tied to the token embedding isn't any longer.
-
-    Args:
-        model: any module; it is changed.
-
-    Built in notebook 06.
-    """
+    """Put a plain linear layer in the place of each LinearWithLoRA. Notebook 06."""
     for name, child in model.named_children():
         if isinstance(child, LinearWithLoRA):
-            setattr(model, name, child.merge())
-            if isinstance(model, GPTModel):  # its head: the embedding stays as it was
+            merged = copy.deepcopy(child.linear)  # a tied embedding stays as it is
+            merged.weight += child.lora.scaling * (child.lora.A @ child.lora.B).T
+            setattr(model, name, merged)
+            if isinstance(model, GPTModel):
                 model.cfg["tie_weights"] = False
         else:
             merge_lora(child)
@@ -2258,102 +1682,3 @@ class Chat:
         finally:  # also where nobody wants to hear the rest
             self.turns.append((message, text))
             self.history.append([*prompt, *written, *encode("\n")])
-
-
-# =====================================================================================
-# From the first edition: what chapters 4 to 7 need until they are rewritten, and then
-# goes. Chapters 1 to 3 use none of it.
-# =====================================================================================
-
-
-def check_whole(least: int = 1, **numbers) -> None:
-    """Raise a ValueError that names the first argument that isn't a whole number.
-
-    Args:
-        least: the smallest number that will do.
-        numbers: the arguments by name, as in `check_whole(num_epochs=num_epochs)`.
-    """
-    for name, value in numbers.items():
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not whole or value < least:
-            raise ValueError(
-                f"got {name}={value!r}, expected a whole number from {least}"
-            )
-
-
-def _remove_left(folder: Path, pattern: str) -> None:
-    """Remove temporary files that killed processes left: an hour without growing."""
-    for left in folder.glob(pattern):
-        with suppress(OSError):  # another process was quicker
-            if time.time() - left.stat().st_mtime > 3600:
-                left.unlink()
-
-
-@contextmanager
-def atomic_write(path: Path | str):
-    """Give a temporary path that takes the name `path` only once it is written whole.
-
-    `with atomic_write(path) as temporary:` write to `temporary` in the block. On an
-    error, a full disk or a kill, what stood at `path` stays as it was. A kill leaves
-    the temporary file: one that hasn't grown for an hour, so that nobody can still be
-    writing it, is removed the next time.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left(path.parent, f".{glob.escape(path.name)}.????????.tmp")
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def check_loaders(*loaders):
-    """Raise a ValueError if one of some loaders has no batch.
-
-    Built in notebook 04.
-    """
-    lengths = [len(one) if hasattr(one, "__len__") else None for one in loaders]
-    if not all(lengths):
-        raise ValueError(
-            f"got loaders with {lengths} batches, expected at least 1 in each: take a "
-            f"longer text or a smaller batch_size"
-        )
-
-
-def check_finite(loss, step):
-    """Raise a FloatingPointError that names the step if the loss is not a number.
-
-    Args:
-        loss: a tensor with one number.
-        step: number of the step, from 0.
-
-    Built in notebook 04.
-    """
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss became {loss.item()} at step {step}: training has stopped, and "
-            f"checkpoints keep what they held. Try a lower learning rate or clipping"
-        )
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, for its next tensors.
-
-    The C library of most Linuxes, glibc, hands large blocks back to the system at once
-    and asks for new ones, whose pages have to be cleared before use. `mallopt` sets
-    `M_MMAP_MAX` (-4) to 0 and switches `M_TRIM_THRESHOLD` (-1) off, so that it doesn't.
-
-    Returns:
-        Whether that was possible: False elsewhere, where nothing is changed.
-
-    Source: the manual page mallopt(3). Built in notebook 04.
-    """
-    try:
-        c_library = ctypes.CDLL("libc.so.6")
-        return bool(c_library.mallopt(-4, 0) and c_library.mallopt(-1, -1))
-    except (OSError, AttributeError):
-        return False

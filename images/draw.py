@@ -193,7 +193,7 @@ def roadmap(d, current=None):
         d.note((mid, 153, result), fill=INK if here else GREY)
 
 
-for i in (1, 4, 6):
+for i in (1,):
     title = f"Road map, stage {i} of 8"
     FIGURES[f"roadmap-{i}"] = title, 192, partial(roadmap, current=i)
 
@@ -702,9 +702,9 @@ def fused_weights(d):
     for i, (name, color) in enumerate(colors.items()):
         fill, y = tint(color, 0.3), 44 + i * w
         d.rect(24 + i * w, 116, w, w, fill, color, r=0)
-        turned = d.rect(360, y, w, w, fill, color, r=0)
+        column = d.rect(360, y, w, w, fill, color, r=0)
         layer = d.rect(590, y + 4, 206, w - 8, fill, color)
-        d.chain(turned, layer)
+        d.chain(column, layer)
         d.text((60 + i * w, 146, name), (396, y + 30, f"{name}ᵀ"))
         d.code((60 + i * w, 168, "C × C"), (396, y + 52, "C × C"))
         d.code((693, y + 28, f"att.W_{name}.weight"), font_weight="bold")
@@ -714,71 +714,65 @@ def fused_weights(d):
     d.code((132, 290, "(1, C, 3C)"), (396, 290, "(3C, C)"), (693, 290, "3 × (C, C)"))
     d.note((132, 100, "3C outputs"), (132, 206, "a row for each of C inputs"))
     d.arrow((240, 152), (360, 152))
-    d.code((301, 136, "[0].t()"), (509, 62, ".split(C)"))
-    d.note((301, 172, "turned"))
+    d.code((301, 136, "[0].T"), (509, 62, ".chunk(3)"))
+    d.note((301, 172, "transposed"))
 
 
-@figure("What is frozen, and what learns", 376)
+@figure("What is frozen, and what learns", 320)
 def spam_classifier(d):
     """The embeddings and all blocks but the last are frozen and run once a message;
-    their output (B, T, C) is kept. The last block, final_norm and out_head, C to 2,
-    read it in every epoch and learn. Only the last real token is scored."""
-    d.rect(20, 20, 376, 164, tint(GREY, 0.08), GREY, r=10, width=1.4, dash="5 4")
-    d.rect(554, 20, 246, 240, tint(GREEN, 0.08), GREEN, r=10, width=1.4)
+    their output (B, T, C) is kept. The last block is read at the last real token;
+    final_norm and out_head turn its vector (B, C) into scores (B, classes). These
+    three learn. In a row of ids, padding follows the message.
+    """
+    d.rect(20, 20, 332, 150, tint(GREY, 0.08), GREY, r=10, width=1.4, dash="5 4")
+    d.rect(458, 20, 342, 150, tint(GREEN, 0.08), GREEN, r=10, width=1.4)
     d.bold((34, 42, "frozen: runs once a message"), fill=GREY, at="start")
-    d.bold((568, 42, "learns: runs in every epoch"), fill=GREEN, at="start")
-    ids = d.box(36, 68, 84, 76, "ids", "padded", GOLD, SANS)
-    embeddings = d.box(138, 68, 90, 76, "tok_emb", "+ pos_emb", GREY)
-    blocks = d.box(246, 68, 134, 76, "trf_blocks", "0 … n − 2", GREY)
-    kept = d.box(412, 60, 124, 92, "kept", "in memory:\n4 C bytes a token", PURPLE)
-    last = d.box(568, 68, 104, 76, "trf_blocks", "n − 1", GREEN)
-    norm = d.box(688, 68, 102, 76, "final_norm", color=GREEN)
-    head = d.box(688, 200, 102, 48, "out_head", "C → 2", GREEN)
-    answer = d.cells(679, 296, ["ham", "spam"], ORANGE, font=SANS, w=60)
-    d.chain(ids, embeddings, blocks, kept, last, norm, head, answer)
-    d.code((78, 162, "(B, T)"), (474, 170, "(B, T, C)"))
-    d.code((747, 172, "(B, C)"), (747, 279, "(B, 2)"), at="start")
-    x, y, tokens = 36, 290, ["Free", "·prize", "!", "·Call", "‹end›"]
-    d.bold((x, y - 20, "one row of the batch"), at="start")
-    d.cells(x, y, tokens, BLUE, w=60)
-    d.cells(x + 300, y, "000", RULE, WHITE)
-    read = d.rect(x + 240, y, 60, 30, "none", ORANGE, r=0, width=3)
-    d.brace(x, x + 298, y + 36, "5 real tokens: the last one has seen them all")
-    d.brace(x + 302, x + 390, y + 36, "padding")
-    corners = (306, 218), (620, 218), (620, 172)
-    d.arrow(read.top, *corners, (738, 172), color=ORANGE)
-    passed = (318, 206, "only this token's vector is passed on")
-    d.note(passed, fill=ORANGE, at="start")
+    d.bold((472, 42, "learns: runs in every epoch"), fill=GREEN, at="start")
+    ids = d.box(34, 66, 66, 84, "ids", "(B, T)", GOLD, SANS)
+    embeddings = d.box(118, 66, 88, 84, "tok_emb", "+ pos_emb", GREY)
+    blocks = d.box(224, 66, 116, 84, "trf_blocks", "all but the last", GREY)
+    kept = d.box(368, 66, 72, 84, "kept", "(B, T, C)", PURPLE, SANS)
+    last = d.box(470, 66, 96, 84, "trf_blocks", "the last one", GREEN)
+    norm = d.box(584, 66, 96, 84, "final_norm", "(B, C)", GREEN)
+    head = d.box(698, 66, 90, 84, "out_head", "(B, classes)", GREEN)
+    d.cells(695, 226, ["ham", "spam"], ORANGE, font=SANS, w=48)
+    d.chain(ids, embeddings, blocks, kept, last, norm, head)
+    d.arrow(head.bottom, (743, 226))
+    x, y, words = 36, 240, ["Free", "·prize", "!", "·Call", "·now"]
+    d.bold((x, y - 20, "one row of ids"), at="start")
+    d.cells(x, y, words, BLUE, w=58)
+    d.cells(x + 290, y, ["‹end›"] * 3, RULE, WHITE, w=58)
+    read = d.rect(x + 232, y, 58, 30, "none", ORANGE, r=0, width=3)
+    d.brace(x, x + 288, y + 36, "the message: its last token has seen it all")
+    d.brace(x + 292, x + 464, y + 36, "padding")
+    d.arrow(read.top, (297, 204), (518, 204), last.bottom, color=ORANGE)
+    d.note((407, 192, "read at this token"), fill=ORANGE)
 
 
-@figure("LoRA: a change of low rank beside a frozen layer", 372)
+@figure("LoRA: a change of low rank beside a frozen layer", 350)
 def lora(d):
     """x goes through W, which is frozen, and through A and B, which learn. A is as high
     as W and only rank wide; B is as wide as W and only rank high, and starts at zero.
     Their product times alpha / rank is added to the result of W."""
-    W = d.rect(190, 40, 210, 120, tint(GREY, 0.2), GREY, r=2)
-    A = d.rect(190, 206, 26, 120, tint(GREEN, 0.3), GREEN, r=2)
-    B = d.rect(316, 253, 210, 26, tint(GREEN, 0.3), GREEN, r=2)
-    scale = d.box(560, 242, 116, 48, "× alpha / rank", color=ORANGE, font=SANS)
-    plus = d.plus(706, 100)
-    d.arrow((88, 160), (122, 160), (122, 100), W.left)
-    d.arrow((122, 160), (122, 266), A.left)
+    W = d.rect(170, 40, 270, 110, tint(GREY, 0.2), GREY, r=2)
+    A = d.rect(170, 204, 26, 110, tint(GREEN, 0.3), GREEN, r=2)
+    B = d.rect(300, 246, 270, 26, tint(GREEN, 0.3), GREEN, r=2)
+    scale = d.box(598, 235, 118, 48, "× alpha / rank", color=ORANGE, font=SANS)
+    plus = d.plus(742, 95)
+    d.arrow((80, 95), W.left)
+    d.arrow((116, 95), (116, 259), A.left)
     d.chain(A, B, scale)
-    d.arrow(scale.right, (706, 266), plus.bottom)
+    d.arrow(scale.right, (742, 259), plus.bottom)
     d.chain(W, plus)
-    d.arrow(plus.right, (750, 100))
-    matrices = (295, 88, "W"), (203, 266, "A"), (421, 266, "B")
-    d.bold((48, 160, "x"), *matrices, (768, 100, "y"), size=15, font_family=MONO)
-    shapes = (48, 182, "(…, d_in)"), (266, 252, "(…, rank)"), (766, 124, "(…, d_out)")
-    d.code(*shapes, size=12)
-    widths = (295, 26, "d_out"), (203, 192, "rank"), (421, 239, "d_out")
-    heights = (184, 60, "d_in"), (184, 226, "d_in"), (310, 290, "rank")
-    d.code(*widths, fill=GREY, size=12)
-    d.code(*heights, fill=GREY, size=12, at="end")
-    d.note((295, 110, "frozen"))
-    d.note((203, 344, "random at first"), (421, 297, "zero at first"), fill=GREEN)
-    merged = "merged: W + A B × alpha / rank,\none layer again, no slower than before"
-    d.note((800, 328, merged), at="end")
+    d.arrow(plus.right, (780, 95))
+    names = (60, 95, "x"), (305, 85, "W"), (183, 259, "A"), (435, 259, "B")
+    d.bold(*names, (792, 95, "y"), size=15, font_family=MONO)
+    d.note((305, 107, "frozen"))
+    shapes = (305, 26, "(d_in, d_out)"), (183, 190, "(d_in, rank)")
+    d.code(*shapes, (435, 232, "(rank, d_out)"), (60, 120, "(…, d_in)"), size=12)
+    d.code((248, 246, "(…, rank)"), (774, 66, "(…, d_out)"), size=12)
+    d.note((183, 330, "random at first"), (435, 288, "zero at first"), fill=GREEN)
 
 
 @figure("Which targets count", 334)

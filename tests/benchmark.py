@@ -8,8 +8,8 @@ Run it with: python tests/benchmark.py [--only ROW ...] [--markdown]
                reading all weights once at the memory bandwidth, int8 against float32
     bpe        BPETokenizer: seconds of training, encoding against tiktoken
     load       memory to load a checkpoint of 124M's size, against the model's own
-    spam       an epoch of tuning 124M's last block on messages: against filling all
-               messages to the longest and running every block each time
+    spam       an epoch of tuning 124M's last block on messages: against padding all to
+               the longest and running every block each time
     instruct   an epoch of tuning gpt2-mini, and 124M, on instructions: against batches
                in random order and logits at every position
 
@@ -41,11 +41,13 @@ from typing import NamedTuple
 import psutil
 import tiktoken
 import torch
+import torch.nn.functional as F
+from notebook_cells import definitions_of
 from random_checkpoint import SMALL, write_random
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from torch.utils.data import DataLoader  # noqa: E402
+from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 from helpers import (  # noqa: E402
     GPT2_CONFIGS,
@@ -54,23 +56,19 @@ from helpers import (  # noqa: E402
     BPETokenizer,
     GPTModel,
     InstructionDataset,
+    LengthBatches,
     SpamDataset,
     answer_loader,
     answer_loss,
     calc_loss_batch,
-    create_balanced_dataset,
-    create_spam_loader,
     custom_collate_fn,
-    fetch,
     generate_text_simple,
     get_tokenizer,
     load_gpt2,
     load_text,
     next_token_loss,
-    pad_batch,
     pick_precision,
     quantize,
-    read_messages,
     train_classifier,
     train_model,
 )
@@ -392,30 +390,45 @@ def last_block_classifier():
 
 def spam(n=64, epochs=5, rounds=2):
     """Messages/s of tuning 124M's last block, the frozen blocks' run shared out."""
-    messages = create_balanced_dataset(read_messages(fetch("SMSSpamCollection")))
-    lengths = [len(get_tokenizer().encode(text)) for text in messages["Text"]]
-    some = messages.sample(n + 8, random_state=123)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "some.csv"
-        some[8:].to_csv(path, index=False)
-        dataset = SpamDataset(path, get_tokenizer())
-        some[:8].to_csv(path, index=False)
-        few = create_spam_loader(SpamDataset(path, get_tokenizer()))  # for validation
-    fill = partial(pad_batch, length=max(lengths))
-    plain = DataLoader(dataset, 8, shuffle=True, collate_fn=fill)
-    quiet = {"eval_freq": 10**9, "eval_iter": 1, "report": None}
+    notebook = definitions_of("06_spam_finetuning")
+    messages = notebook["read_messages"]("SMSSpamCollection").drop_duplicates("Text")
+    few = messages.groupby("Label")["Text"].count().min()  # as many of each class
+    messages = messages.groupby("Label").sample(few, random_state=123)
+    longest = max(len(get_tokenizer().encode(text)) for text in messages["Text"])
+    data = SpamDataset(messages.sample(n, random_state=123), get_tokenizer())
+    lengths = torch.tensor(data.lengths)
+    padded = F.pad(data.ids, (0, longest - data.max_length), value=50256)
+    quiet = {"evaluate": None, "precision": torch.float32}
 
-    def rate(loader, epochs, **options):
-        tune = partial(train_classifier, num_epochs=epochs, **options, **quiet)
-        return n * epochs / seconds(tune, last_block_classifier(), loader, few)
+    def whole_loss(model, ids, labels):  # the last position, as in the book
+        logits = model.out_head(model.features(ids)[:, -1])
+        return F.cross_entropy(logits, labels, reduction="sum"), len(ids)
 
-    rate(few, 1)  # a warm-up
-    ours, theirs = [], []
-    for _ in range(rounds):
-        ours.append(rate(create_spam_loader(dataset), epochs))
-        theirs.append(rate(plain, 1, cache=False, accumulate=1))
-    rates = statistics.median(ours), statistics.median(theirs)
-    what = f"tuning 124M on messages, {epochs} epochs: all filled up, every block"
+    def plain():
+        batches = DataLoader(TensorDataset(padded, data.labels), 8, shuffle=True)
+        options = {"num_epochs": 1, "loss_fn": whole_loss}
+        train_classifier(last_block_classifier(), batches, None, **options, **quiet)
+
+    def ours():
+        model = last_block_classifier()
+        frozen = notebook["run_frozen"](model, data.ids, lengths)
+
+        def last_loss(model, rows):
+            x = [frozen[row] for row in rows.tolist()]
+            x = torch.nn.utils.rnn.pad_sequence(x, batch_first=True)
+            y = notebook["block_at_last"](model.trf_blocks[-1], x, lengths[rows])
+            logits = model.out_head(model.final_norm(y))
+            return F.cross_entropy(logits, data.labels[rows], reduction="sum"), len(x)
+
+        rows = TensorDataset(torch.arange(n))
+        batches = DataLoader(rows, batch_sampler=LengthBatches(data.lengths, 8))
+        options = {"num_epochs": epochs, "loss_fn": last_loss}
+        train_classifier(model, batches, None, **options, **quiet)
+
+    ours()  # a warm-up
+    times = [(seconds(ours) / epochs, seconds(plain)) for _ in range(rounds)]
+    rates = [n / statistics.median(column) for column in zip(*times, strict=True)]
+    what = f"tuning 124M on messages, {epochs} epochs: all padded, every block"
     return [line(what, *rates, "messages/s", 8)]
 
 

@@ -31,7 +31,7 @@ def store(name):
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
     NotebookClient(
-        notebook, timeout=1800, resources={"metadata": {"path": path.parent}}
+        notebook, timeout=3600, resources={"metadata": {"path": path.parent}}
     ).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":

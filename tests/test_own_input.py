@@ -4,6 +4,7 @@ Each notebook's cells run here in one process, with other settings, to the end.
 """
 
 import json
+import random
 import re
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,7 @@ from notebook_cells import NOTEBOOKS, read_notebook
 from random_checkpoint import SMALL, write_random
 
 import helpers
+from helpers import GPT_CONFIG_124M, GPTModel, get_tokenizer
 
 TEXTS = {
     "short": "Sea, seat, tea. A short text, by me.",
@@ -98,6 +100,50 @@ def test_05_takes_any_model_and_text(text_file, small_model, monkeypatch):
     run("05_weight_loading", monkeypatch, **settings)
 
 
+class Small06:
+    """Settings and fixtures for a notebook 06 that runs in seconds."""
+
+    cfg = GPT_CONFIG_124M | {"emb_dim": 24, "n_heads": 3, "n_layers": 2}
+    cfg |= {"drop_rate": 0.0, "qkv_bias": True, "tie_weights": True}
+    settings = {"SEEDS": (123, 124), "SIZES": (10, 10**6), "FULL_SIZES": (10,)}
+    settings |= {"FULL_SEEDS": 1, "MODEL": "a small random model"}
+    settings["READS"] = {"last block": 30, "everything": 20, "random weights": 20}
+
+
+def own_messages(kind):
+    """Return the lines of a file: tabs and two classes, or commas and three."""
+    draw = random.Random(1)
+    words = ["".join(draw.choices("abcdefg", k=4)) for _ in range(200)]
+    texts = [" ".join(draw.sample(words, 3 + i % 9)) for i in range(90)]
+    texts[3:6] = ['"never closed', 'two\ttabs, "and a lone " mark', "海上生明月"]
+    if kind == "tsv":
+        return [
+            f"{'spam' if i > 69 else 'ham'}\t{text}" for i, text in enumerate(texts)
+        ]
+    labels = ["good"] * 40 + ["bad"] * 20 + ["work"] * 30
+    lines = [f"{label},{text}" for label, text in zip(labels, texts, strict=True)]
+    return ["Label,Text", *lines]
+
+
+@pytest.mark.parametrize("kind, spam", [("tsv", "spam"), ("csv", "bad")])
+def test_06_takes_own_messages_and_another_model(kind, spam, monkeypatch, tmp_path):
+    path, model = tmp_path / "own.txt", GPTModel(Small06.cfg)
+    path.write_text("\n".join(own_messages(kind)), encoding="utf-8")
+    monkeypatch.setattr(helpers, "load_gpt2", lambda name: (model, get_tokenizer()))
+    monkeypatch.setattr(helpers, "tqdm", lambda steps, **_: steps)
+    monkeypatch.setattr(helpers, "RUNS", tmp_path)
+    settings = {"MESSAGES": str(path), "SPAM": spam, "MY_MESSAGE": "海"}
+    run("06_spam_finetuning", monkeypatch, **settings, **Small06.settings)
+
+
+def test_06_stops_before_training_where_a_class_is_missing(monkeypatch, tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_text("\n".join(own_messages("csv")), encoding="utf-8")
+    monkeypatch.setattr(helpers, "train_model", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="10 of each class needed, 'spam' among them"):
+        run("06_spam_finetuning", monkeypatch, MESSAGES=str(path), **Small06.settings)
+
+
 RECORDS = [
     {"instruction": f"Say {n}.", "input": "海" * (n % 3), "output": f"{n}, no more."}
     for n in range(24)
@@ -108,7 +154,7 @@ FEW = {"DIALOGUES_READ": 8, "TESTS": 2, "WRITTEN": 3}
 @pytest.fixture
 def model_07(tmp_path, monkeypatch):
     """A random model whose window most of the dialogues fit into."""
-    folder = write_random(tmp_path / "own", **SMALL | {"context_length": 160})
+    folder = write_random(tmp_path / "own", **SMALL | {"context_length": 256})
     monkeypatch.setenv("COURSE_MODEL", str(folder))
     monkeypatch.setattr(helpers, "RUNS", tmp_path)
 
@@ -129,7 +175,7 @@ def test_07_takes_own_records(model_07, tmp_path, monkeypatch, capsys):
             RECORDS[0],
             {"output": ""},
         ],
-        "no example fits into 160 tokens: shorten them": [
+        "no example fits into 256 tokens: shorten them": [
             {"instruction": f"{n} " * 200, "output": "No."} for n in range(30)
         ],
     }.items(),

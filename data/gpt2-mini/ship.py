@@ -5,7 +5,8 @@
 
 What is done already isn't done again, and a training that was stopped goes on
 (train.py, whose options are taken here too). The figures are those of the files as
-written, with 16-bit floats, read back from the disk.
+written, with 16-bit floats, read back from the disk. `data/little-stories.txt`, which
+notebook 04 trains on where TinyStories can't be had, is written by the model as well.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2])]
 
 import train
+from corpus import END
 
 import helpers
 
@@ -188,6 +190,28 @@ def print_samples(folder):
             print("> " + text.replace("\n", "\n> ") + "\n")
 
 
+def write_stories(path, model, tokenizer, text, characters=1_000_000):
+    """Write stories that the model makes up from the first three tokens of others.
+
+    A story that doesn't end within 300 tokens is left out; nothing else is.
+    """
+    helpers.set_seed(123)
+    end, context = tokenizer.eot_token, model.cfg["context_length"]
+    others = (text / "train-tinystories.txt").read_text(encoding="utf-8").split(END)
+    openings = [tokenizer.encode_ordinary(other.strip())[:3] for other in others]
+    openings = torch.tensor([[end, *ids] for ids in openings if len(ids) == 3])
+    stories = []
+    while sum(map(len, stories)) < characters:
+        idx = openings[torch.randperm(len(openings))[:128]]  # (128, 4)
+        out = helpers.generate(
+            model, idx, 300, context, temperature=0.8, top_p=0.95, eos_id=end
+        )
+        for ids in out[:, 1:].tolist():
+            if end in ids:
+                stories.append(tokenizer.decode(ids[: ids.index(end)]).strip())
+    path.write_text(f"\n{END}\n".join(stories) + "\n", encoding="utf-8")
+
+
 def plot_log(log, path):
     """Draw the figures of a run's log over the tokens read."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.5))
@@ -229,6 +253,9 @@ def main():
         write_gpt2_checkpoint(args.to, model, tokenizer)
         shutil.copyfile(args.run / "log.csv", args.to / "log.csv")
         plot_log(pd.read_csv(args.to / "log.csv"), args.to / "log.png")
+        if args.to == HERE:
+            stories = HERE.parent / "little-stories.txt"
+            write_stories(stories, *helpers.load_gpt2(HERE), text)
     words = json.loads((HERE.parent / "dialogues.json").read_text(encoding="utf-8"))[
         "contents"
     ]

@@ -507,6 +507,100 @@ def exercise_5_5(loss_without_head):
         assert abs(found - expected) < 1e-3, f"head {head} has other columns"
 
 
+@exercise("6.1")
+def exercise_6_1(area_under_roc):
+    for n, levels in ((20, 1000), (200, 5), (60, 2)):
+        is_spam, scores = torch.rand(n) < 0.4, torch.randint(levels, (n,)) / levels
+        is_spam[:2] = torch.tensor([True, False])
+        scores = scores + 0.3 * is_spam
+        pairs = [s - h for s in scores[is_spam] for h in scores[~is_spam]]
+        area = sum(1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in pairs) / len(pairs)
+        found = area_under_roc(scores.clone(), is_spam)
+        assert found is not None and abs(float(found) - area) < 1e-4, (
+            f"{levels} different scores: got {found}. Do ties count one half, and do "
+            f"you divide by the number of pairs?"
+        )
+
+
+@exercise("6.2")
+def exercise_6_2(mcnemar):
+    for only_a, only_b, same in (
+        (0, 0, 5),
+        (3, 3, 9),
+        (1, 9, 20),
+        (12, 4, 3),
+        (0, 7, 1),
+    ):
+        right_a = torch.tensor([True] * only_a + [False] * only_b + [True] * same)
+        right_b = torch.tensor([False] * only_a + [True] * only_b + [True] * same)
+        n, fewer = only_a + only_b, min(only_a, only_b)
+        tail = sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
+        found = mcnemar(right_a, right_b)
+        assert isinstance(found, float | int), "return a number"
+        assert found <= 1, "a probability is at most 1: both tails share the middle"
+        assert abs(found - min(1.0, 2 * tail)) < 1e-6, (
+            f"{only_a} messages that only a gets right and {only_b} that only b does: "
+            f"got {found:.4f}. Is it two-sided?"
+        )
+
+
+@exercise("6.3")
+def exercise_6_3(best_threshold):
+    for n, cost in ((30, 1), (30, 8), (200, 3), (200, 0), (50, 1e6)):
+        labels = torch.randint(0, 2, (n,))  # 1 is spam
+        shares = ((0.7 * torch.rand(n) + 0.3 * labels) * 99).round() / 100
+        labels[0], shares[0] = 0, 1.0  # one ham that looks like nothing but spam
+        found = best_threshold(shares, labels, cost)
+        assert isinstance(found, int | float | torch.Tensor), "return a number"
+        costs = []
+        for threshold in (float(found), *(i / 100 - 0.005 for i in range(102))):
+            called = shares >= threshold
+            lost, let_through = called & (labels == 0), ~called & (labels == 1)
+            costs.append(cost * lost.sum().item() + let_through.sum().item())
+        assert costs[0] == min(costs), (
+            f"cost {cost:g}: a threshold of {float(found):.2f} costs {costs[0]:g}, "
+            f"another one less. It may be best to call nothing spam, or everything"
+        )
+
+
+@exercise("6.4")
+def exercise_6_4(best_temperature):
+    for n, classes, true in ((300, 2, 2.5), (300, 2, 0.4), (800, 5, 1.0), (500, 2, 9)):
+        unsure = 2 * torch.randn(n, classes)
+        labels = unsure.softmax(dim=-1).multinomial(1).flatten()
+        logits = true * unsure  # so many times too sure
+        found = best_temperature(logits.clone(), labels)
+        assert isinstance(found, float), "return a number, such as .item() gives"
+        assert 0.05 <= found <= 20, f"got {found}, which isn't from 0.05 to 20"
+        tried = [found, *torch.logspace(-1.3, 1.3, 101).tolist()]
+        losses = [F.cross_entropy(logits / t, labels).item() for t in tried]
+        assert losses[0] < min(losses) + 1e-3, (
+            f"a temperature of {found:.2f} gives a loss of {losses[0]:.3f}, "
+            f"another one {min(losses):.3f}"
+        )
+
+
+@exercise("6.5")
+def exercise_6_5(lora_from_change):
+    for n_in, n_out, rank in ((12, 7, 2), (5, 30, 3), (16, 16, 16)):
+        layer = nn.Linear(n_in, n_out).requires_grad_(False)
+        change = torch.randn(n_out, n_in) * torch.logspace(0, -2, n_in)
+        tuned = layer.weight + change
+        pair = lora_from_change(layer.weight.clone(), tuned, rank)
+        assert isinstance(pair, tuple) and len(pair) == 2, "return A and B"
+        with_lora = helpers.LinearWithLoRA(layer, rank, alpha=rank)
+        shapes = (n_in, rank), (rank, n_out)
+        assert tuple(tuple(part.shape) for part in pair) == shapes, "wrong shapes"
+        with_lora.lora.A.data, with_lora.lora.B.data = (part.detach() for part in pair)
+        x = torch.eye(n_in)
+        error = (with_lora(x) - F.linear(x, tuned, layer.bias)).detach().norm()
+        least = torch.linalg.svdvals(change)[rank:].norm()
+        assert error < least + 1e-3, (
+            f"rank {rank}: the change is missed by {error:.3f}; {least:.3f} can be "
+            f"reached"
+        )
+
+
 @exercise("7.1")
 def exercise_7_1(piece_factors):
     for rows in ((3, 5), (1, 1, 12), (7,), (2, 9, 4, 4)):  # examples in each piece
