@@ -7,10 +7,6 @@ width of a head (`C = H * D`), `V` vocabulary.
 
 import base64
 import copy
-import ctypes
-import glob
-import html
-import http.client
 import json
 import math
 import os
@@ -20,14 +16,12 @@ import shutil
 import tempfile
 import time
 import timeit
-import urllib.request
 import zlib
 from collections import Counter, defaultdict
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import chain, islice, pairwise, repeat
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -1376,10 +1370,7 @@ RESPONSE = "\n\n### Response:\n"
 def format_input(entry):
     """Return the prompt of an instruction in Alpaca's format, up to the response.
 
-    Args:
-        entry: a record with `instruction` and perhaps `input`.
-
-    Source: Taori et al. 2023 (Stanford Alpaca). Built in notebook 07.
+    Source: Taori et al. 2023 (Stanford Alpaca). Notebook 07.
     """
     text = (
         "Below is an instruction that describes a task. "
@@ -1389,134 +1380,29 @@ def format_input(entry):
     return text + (f"\n\n### Input:\n{entry['input']}" if entry.get("input") else "")
 
 
-def check_records(records, name):
-    """Raise a ValueError if something isn't a list of instruction records.
-
-    Args:
-        records: dictionaries with `instruction` and `output`, and perhaps `input`.
-        name: what to call them in the message, such as the name of their file.
-
-    Built in notebook 07.
-    """
-    if not isinstance(records, list) or not records:
-        kind = "an empty list" if isinstance(records, list) else type(records).__name__
-        raise ValueError(f"{name}: got {kind}, expected a list of at least one record")
-    for i, entry in enumerate(records):
-        if not isinstance(entry, dict):
-            raise ValueError(
-                f"{name}: record {i} is {type(entry).__name__}, expected a dictionary "
-                f"with 'instruction', 'input' and 'output'"
-            )
-        for key in ("instruction", "input", "output"):
-            value = entry.get(key, "" if key == "input" else None)
-            if not isinstance(value, str) or (key != "input" and not value.strip()):
-                raise ValueError(
-                    f"{name}: record {i} has {key}={value!r}, expected a text: mend "
-                    f"the record or leave it out"
-                )
-
-
-def read_records(source):
-    """Read instruction records from a JSON file.
-
-    Args:
-        source: a name that `fetch` knows, or the path of a UTF-8 file.
-
-    Returns:
-        A list of dictionaries with `instruction`, `input` and `output`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: JSON that is cut short, or isn't a list of records.
-
-    Built in notebook 07.
-    """
-    name, text = Path(source).name, load_text(source)
-    try:
-        records = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise ValueError(
-            f"{name} isn't whole: its JSON breaks off or is damaged in line {line} "
-            f"({getattr(error, 'msg', error)}). Get the file again"
-        ) from error
-    check_records(records, name)
-    return [{"instruction": "", "input": ""} | entry for entry in records]
-
-
-def single_token(text, tokenizer):
-    """Return the id of a text that is one token, such as an end mark.
-
-    Raises:
-        ValueError: it isn't one token of this tokenizer.
-
-    Built in notebook 07.
-    """
-    ids = tokenizer.encode(text, allowed_special={END})
-    if len(ids) != 1:
-        raise ValueError(
-            f"{text!r} is {len(ids)} tokens, expected one: take a tokenizer that has it"
-        )
-    return ids[0]
-
-
 class AnswerDataset(Dataset):
-    """Texts made of given parts and of answers, where only the answers are learnt.
+    """Pairs of ids and marks, true where an id is to be learnt. Notebook 07.
 
-    Args:
-        examples: lists of parts `(text, is_answer)`, each list ending with an answer.
-        tokenizer: any object with tiktoken's `encode` and `encode_ordinary`.
-        end_id: the token that ends an answer, and stands behind every example.
-        max_length: the most tokens that the model can see. What is beyond is cut, an
-            example without any answer left is left out, and both are counted aloud.
-
-    Attributes:
-        lengths: tokens of each example.
-        truncated, left_out: how many were cut, and how many of these left out.
-
-    Items are pairs of lists: ids, and for each whether it belongs to an answer.
-
-    Raises:
-        ValueError: no examples, or none with an answer inside `max_length`, which is
-            a whole number from 1.
-
-    Built in notebook 07.
+    `examples` are lists of parts `(text, is_answer)`; the text None is the end.
     """
 
-    def __init__(self, examples, tokenizer, end_id, max_length=None):
-        if max_length is not None:
-            check_whole(max_length=max_length)
-        self.end_id, self.max_length = end_id, max_length
-        self.items, self.truncated, self.left_out = [], 0, 0
-        cut = None if max_length is None else max_length + 1  # the last is a target
+    def __init__(self, examples, tokenizer, max_length=None):
+        (self.end_id,) = tokenizer.encode(END, allowed_special={END})
+        self.items = []
         for parts in examples:
-            encoded = [
-                (tokenizer.encode_ordinary(text), is_answer)
-                for text, is_answer in parts
-            ]
-            ids = [i for new, _ in encoded for i in new]
-            learnt = [is_answer for new, is_answer in encoded for _ in new]
-            self.truncated += len(ids) > (max_length or math.inf)
-            if any(learnt[:cut]):
-                self.items.append((ids[:cut], learnt[:cut]))
-            else:
-                self.left_out += 1
-        self.lengths = [min(len(ids), max_length or len(ids)) for ids, _ in self.items]
-        self.check(len(examples))
-
-    def check(self, n):
-        """Say what was cut of `n` examples; raise a ValueError if nothing is left."""
-        if self.truncated:
-            print(
-                f"{self.truncated} of {n} examples have more than {self.max_length} "
-                f"tokens and were cut there; {self.left_out} had no answer left and "
-                f"were left out."
-            )
+            ids, marks = [], []
+            for text, is_answer in parts:
+                end = text is None
+                new = [self.end_id] if end else tokenizer.encode_ordinary(text)
+                ids += new
+                marks += [is_answer] * len(new)
+            if len(ids) - 1 <= (max_length or math.inf):
+                self.items.append((ids, marks))
+        if left_out := len(examples) - len(self.items):
+            print(f"{left_out} of {len(examples)} examples left out: too long")
         if not self.items:
-            raise ValueError(
-                f"got {n} examples, none with an answer within max_length="
-                f"{self.max_length}: expected at least one"
-            )
+            raise ValueError(f"no example fits into {max_length} tokens: shorten them")
+        self.lengths = [len(ids) for ids, _ in self.items]
 
     def __len__(self):
         return len(self.items)
@@ -1526,27 +1412,13 @@ class AnswerDataset(Dataset):
 
 
 class InstructionDataset(AnswerDataset):
-    """Instruction records in Alpaca's format; the responses are learnt.
-
-    Args:
-        data: records, see `check_records`.
-        tokenizer: the model's own; `<|endoftext|>` ends a response.
-        max_length: see `AnswerDataset`.
-
-    Raises:
-        ValueError: a record that isn't complete; see also `AnswerDataset`.
-
-    Built in notebook 07.
-    """
+    """Records in Alpaca's format; the response and its end are learnt. Notebook 07."""
 
     def __init__(self, data, tokenizer, max_length=None):
-        check_records(data, "the data")
-        self.data = data
-        examples = [
-            [(format_input(entry) + RESPONSE, False), (entry["output"], True)]
-            for entry in data
-        ]
-        super().__init__(examples, tokenizer, single_token(END, tokenizer), max_length)
+        prompts = [(format_input(entry) + RESPONSE, False) for entry in data]
+        answers = [[(entry["output"], True), (None, True)] for entry in data]
+        examples = [[p, *a] for p, a in zip(prompts, answers, strict=True)]
+        super().__init__(examples, tokenizer, max_length)
 
 
 def custom_collate_fn(
@@ -1556,984 +1428,257 @@ def custom_collate_fn(
     allowed_max_length=None,
     device="cpu",
 ):
-    """Make inputs and targets of examples with different lengths.
+    """Return inputs and targets `(B, T)` of an AnswerDataset's items. Notebook 07.
 
-    Targets are the inputs one token later. What needn't be learnt, padding and what
-    was given, has `ignore_index` there; but the first end after each text is learnt.
-
-    Args:
-        batch: items of an `AnswerDataset`, or plain lists of ids (all learnt).
-        pad_token_id: the token that ends a text and fills up the shorter ones.
-        ignore_index: marks targets that the loss leaves out.
-        allowed_max_length: tokens to keep; all by default.
-        device: where the tensors go.
-
-    Returns:
-        inputs and targets, both `(B, T)`.
-
-    Raises:
-        ValueError: `allowed_max_length` isn't a whole number from 1.
-
-    Built in notebook 07.
+    Plain lists of ids are learnt whole, and an end after them, as in the book.
     """
-    if allowed_max_length is not None:
-        check_whole(allowed_max_length=allowed_max_length)
     inputs, targets = [], []
     for item in batch:
-        ids, learnt = item if isinstance(item, tuple) else (item, [True] * len(item))
-        ids = torch.tensor([*ids, pad_token_id])
-        learnt = torch.tensor([*learnt, learnt[-1]])
+        if not isinstance(item, tuple):
+            item = [*item, pad_token_id], [True] * (len(item) + 1)
+        ids, marks = torch.tensor(item[0]), torch.tensor(item[1])
         inputs.append(ids[:-1][:allowed_max_length])
-        targets.append(ids.where(learnt, ignore_index)[1:][:allowed_max_length])
+        targets.append(ids.where(marks, ignore_index)[1:][:allowed_max_length])
     pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
     inputs = pad(inputs, padding_value=pad_token_id)  # (B, T)
     return inputs.to(device), pad(targets, padding_value=ignore_index).to(device)
 
 
-def create_answer_loader(dataset, batch_size=8, shuffle=True):
-    """Return a DataLoader with batches of examples of like length.
-
-    Args:
-        dataset: an `AnswerDataset`.
-        batch_size: examples in a batch.
-        shuffle: see `LengthBatches`.
-
-    Returns:
-        Batches `(inputs, targets)`, see `custom_collate_fn`.
-
-    Built in notebook 07.
-    """
-    collate = partial(
-        custom_collate_fn,
-        pad_token_id=dataset.end_id,
-        allowed_max_length=dataset.max_length,
-    )
+def answer_loader(dataset, batch_size=8, shuffle=True):
+    """Return a loader of batches of similar length, inputs and targets. Notebook 07."""
     batches = LengthBatches(dataset.lengths, batch_size, shuffle, group=16)
+    collate = partial(custom_collate_fn, pad_token_id=dataset.end_id)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
 
 
-def count_shared(inputs, targets):
-    """Return how many first tokens are the same in all rows, and have no target.
-
-    Args:
-        inputs, targets: `(B, T)` ids.
-
-    Built in notebook 07.
-    """
-    same = (inputs == inputs[:1]).all(dim=0) & (targets == -100).all(dim=0)  # (T)
-    return same.long().cumprod(dim=0).sum().item()
-
-
-class SharedPrefix(KVCache):
-    """Keys and values of a beginning that all rows of a batch have in common.
-
-    The beginning is given first, as a batch of one. What is given after it sees it,
-    row by row, and isn't stored.
-
-    Built in notebook 07.
-    """
-
-    def update(self, keys, values, layer=0):
-        """Store the beginning; later, return it joined to keys `(B, H, T, D)`."""
-        if layer not in self.layers:
-            return super().update(keys, values, layer)
-        stored = [part.expand(len(keys), -1, -1, -1) for part in self.layers[layer][:2]]
-        new = zip(stored, (keys, values), strict=True)
-        return tuple(torch.cat(pair, dim=2) for pair in new)  # (B, H, S, D)
-
-
-def answer_logits(input_batch, target_batch, model, device, share=True):
-    """Return the logits of those positions that have a target, and these targets.
-
-    The output head is applied to them alone, and a beginning that all rows have in
-    common is computed once.
-
-    Args:
-        input_batch, target_batch: `(B, T)` ids; targets of -100 are left out.
-        model: a `GPTModel`.
-        device: where the model is.
-        share: False computes the common beginning in every row.
-
-    Returns:
-        logits `(N, V)`, targets `(N)`.
-
-    Raises:
-        ValueError: no position has a target.
-
-    Built in notebook 07.
-    """
-    inputs, targets, cache = input_batch.to(device), target_batch.to(device), None
-    if not (targets != -100).any():
-        raise ValueError("got a batch without targets, expected some of an answer")
-    shared = count_shared(inputs, targets) if share else 0
-    if len(inputs) > 1 and shared >= 8:  # fewer aren't worth a pass of their own
-        cache = SharedPrefix()
-        model.features(inputs[:1, :shared], cache)  # (1, shared, C)
-        inputs, targets = inputs[:, shared:], targets[:, shared:]
-    features = model.features(inputs, cache)  # (B, T, C)
+def answer_loss(model, inputs, targets):
+    """Return what `next_token_loss` does, with logits only for targets. Notebook 07."""
     counted = targets != -100  # (B, T), N of them true
-    return model.out_head(features[counted]), targets[counted]  # (N, C) -> (N, V)
+    logits = model.out_head(model.features(inputs)[counted])  # (N, V)
+    return F.cross_entropy(logits, targets[counted], reduction="sum"), counted.sum()
 
 
-def answer_loss_batch(input_batch, target_batch, model, device, share=True):
-    """Return the mean cross-entropy of the answers in a batch, in nats per token.
+# The dialogue tasks: functions of a Contents, which return turns (message, answer).
 
-    The same as `calc_loss_batch`, in value and gradient, without the logits that no
-    loss needs.
+DIALOGUES = json.loads((DATA / "dialogues.json").read_text(encoding="utf-8"))
+PHRASES, KNOWN, DEEDS = (DIALOGUES[key] for key in ("phrases", "known", "deeds"))
 
-    Args:
-        input_batch, target_batch, model, device, share: see `answer_logits`.
 
-    Returns:
-        A tensor with one number, ready for `backward()`.
+def part_of(content):
+    """Return which part of the data a word or number belongs to. Notebook 07."""
+    code = zlib.crc32(str(content).lower().encode("utf-8"))
+    return {0: "test", 8: "validation"}.get(code % 16, "training")
 
-    Built in notebook 07.
-    """
-    logits, targets = answer_logits(input_batch, target_batch, model, device, share)
-    return F.cross_entropy(logits, targets)
 
+class Contents:
+    """Draws words and numbers for a dialogue, each at most once. Notebook 07."""
 
-@torch.no_grad()
-def evaluate_answers(data_loader, model, device, num_batches=None):
-    """Return the mean loss of all answers, in nats per token, dropout switched off.
+    def __init__(self, rng, words, part):
+        self.rng, self.words, self.part, self.used = rng, words, part, set()
 
-    Args:
-        data_loader: batches `(inputs, targets)`.
-        model, device: see `answer_logits`.
-        num_batches: how many batches to take; all by default.
-
-    Raises:
-        ValueError: the loader has no batch, or `num_batches` is under 1.
-
-    Built in notebook 07.
-    """
-    check_loaders(data_loader)
-    if num_batches is not None:
-        check_whole(num_batches=num_batches)
-    was_training = model.training
-    model.eval()
-    total, count = 0.0, 0
-    for inputs, targets in islice(data_loader, num_batches):
-        logits, counted = answer_logits(inputs, targets, model, device)
-        total += F.cross_entropy(logits, counted, reduction="sum").item()
-        count += len(counted)
-    model.train(was_training)
-    return total / count
-
-
-def tune_model(
-    model,
-    train_loader,
-    val_loader,
-    optimizer=None,
-    device=None,
-    num_epochs=2,
-    eval_freq=40,
-    eval_iter=None,
-    lr=5e-4,
-    loss_batch=answer_loss_batch,
-    report=tqdm.write,
-):
-    """Train a model on answers; parameters that are frozen stay as they are.
-
-    Args:
-        model: a `GPTModel`.
-        train_loader, val_loader: batches `(inputs, targets)`.
-        optimizer: AdamW with `param_groups`, unless another is given. Its rates are
-            the highest of a warm-up over a tenth of the steps and a cosine to zero.
-        device: where the model is; by default, where its head is.
-        num_epochs: times that the training examples are read.
-        eval_freq: steps between two evaluations.
-        eval_iter: batches of the validation loader in one; all by default.
-        lr: rate of the default optimizer.
-        loss_batch: computes the loss of a training batch.
-        report: called with one line after each epoch; None for silence.
-
-    Returns:
-        A dictionary of lists: step, tokens_seen, train_loss (the mean since the last
-        evaluation), val_loss.
-
-    Raises:
-        ValueError: a loader without batches, nothing to train, or a number of epochs
-            or steps that isn't a whole one from 1.
-        FloatingPointError: a loss that is not a number.
-
-    Built in notebook 07.
-    """
-    # Plan
-    check_loaders(train_loader, val_loader)
-    check_whole(num_epochs=num_epochs, eval_freq=eval_freq)
-    params = [p for p in model.parameters() if p.requires_grad]
-    if not params:
-        raise ValueError("every parameter is frozen: set requires_grad where to learn")
-    device = device or model.out_head.weight.device
-    if optimizer is None:
-        optimizer = torch.optim.AdamW(param_groups(model, 0.1), lr=lr, fused=True)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    total_steps, step, seen, recent = num_epochs * len(train_loader), 0, 0, []
-    history = {k: [] for k in ("step", "tokens_seen", "train_loss", "val_loss")}
-    for epoch in range(num_epochs):
-        model.train()
-        for inputs, targets in tqdm(train_loader, f"epoch {epoch + 1}", leave=False):
-            # Step
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                warmup = total_steps // 10
-                group["lr"] = learning_rate(step, total_steps, warmup, peak, 0.0)
-            optimizer.zero_grad()
-            loss = loss_batch(inputs, targets, model, device)
-            check_finite(loss, step)
-            loss.backward()
-            nn.utils.clip_grad_norm_(params, 1.0)
-            optimizer.step()
-            seen += inputs.numel()
-            recent.append(loss.item())
-            step += 1
-            # Evaluate
-            if step % eval_freq == 0 or step == total_steps:
-                val_loss = evaluate_answers(val_loader, model, device, eval_iter)
-                row = (step, seen, sum(recent) / len(recent), val_loss)
-                for column, value in zip(history.values(), row, strict=True):
-                    column.append(value)
-                recent = []
-        if report and history["step"]:
-            report(
-                f"epoch {epoch + 1}: loss {history['train_loss'][-1]:.3f} in training, "
-                f"{history['val_loss'][-1]:.3f} in validation"
-            )
-    return history
-
-
-def answer_instruction(entry, model, tokenizer, max_new_tokens=60, **controls):
-    """Return a model's response to an instruction.
-
-    Args:
-        entry: a record with `instruction` and perhaps `input`.
-        model: a `GPTModel`.
-        tokenizer: its own.
-        max_new_tokens: the most tokens of the response.
-        controls: temperature, top_k, top_p; see `sample_token`.
-
-    Raises:
-        ValueError: a prompt that leaves no room for the response, or
-            `max_new_tokens` under 1.
-
-    Built in notebook 07.
-    """
-    check_whole(max_new_tokens=max_new_tokens)
-    ids = tokenizer.encode_ordinary(format_input(entry) + RESPONSE)
-    limit = model.cfg["context_length"]
-    if len(ids) + max_new_tokens > limit:
-        raise ValueError(
-            f"got a prompt of {len(ids)} tokens and max_new_tokens={max_new_tokens}, "
-            f"expected at most {limit} in all: shorten it, or ask for fewer new tokens"
-        )
-    idx = torch.tensor([ids], device=model.out_head.weight.device)  # (1, T)
-    end_id = single_token(END, tokenizer)
-    out = generate(model.eval(), idx, max_new_tokens, limit, eos_id=end_id, **controls)
-    return tokenizer.decode(out[0, len(ids) :].tolist()).strip()
-
-
-def exact_match(answer, reference):
-    """Say whether two texts are the same but for white space.
-
-    Built in notebook 07.
-    """
-    return answer.split() == reference.split()
-
-
-def token_f1(answer, reference):
-    """Return how far the words of two texts agree, whatever their order: 0 to 1.
-
-    The harmonic mean of two shares: of the answer's words that stand in the
-    reference, and of the reference's that stand in the answer. Capitals and
-    punctuation don't matter.
-
-    Source: Rajpurkar et al. 2016 (arXiv:1606.05250). Built in notebook 07.
-    """
-    words = [Counter(re.findall(r"\w+", text.lower())) for text in (answer, reference)]
-    common, total = (words[0] & words[1]).total(), sum(w.total() for w in words)
-    return 2 * common / total if total else float(exact_match(answer, reference))
-
-
-OLLAMA = "http://localhost:11434"
-
-
-def call_ollama(path, body=None, address=OLLAMA, timeout=60):
-    """Send a request to a local Ollama; return its JSON, or None.
-
-    None stands for everything that can go wrong: nobody there, no reply in time, an
-    error, a reply that isn't a JSON object.
-
-    Args:
-        path: such as `"/api/chat"`.
-        body: a dictionary to post; without it the request is a GET.
-        address: where Ollama listens.
-        timeout: seconds without a word after which we give up.
-
-    Built in notebook 07.
-    """
-    data = None if body is None else json.dumps(body).encode("utf-8")
-    headers = {"Content-Type": "application/json"}
-    try:
-        request = urllib.request.Request(address + path, data, headers)
-        no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with no_proxy.open(request, timeout=timeout) as reply:
-            answer = json.loads(reply.read(2**20))
-    except (OSError, ValueError, RecursionError, http.client.HTTPException):
-        return None
-    return answer if isinstance(answer, dict) else None
-
-
-def find_judge(address=OLLAMA, timeout=2):
-    """Return the name of the first model that a local Ollama has; None if none has.
-
-    Built in notebook 07.
-    """
-    models = (call_ollama("/api/tags", None, address, timeout) or {}).get("models")
-    first = models[0] if isinstance(models, list) and models else None
-    return first.get("name") if isinstance(first, dict) else None
-
-
-def ask_judge(prompt, judge, address=OLLAMA, timeout=60):
-    """Return the reply of a model in Ollama to one prompt; None if none came.
-
-    Args:
-        prompt: the text.
-        judge: name of the model.
-        address, timeout: see `call_ollama`.
-
-    Built in notebook 07.
-    """
-    body = {
-        "model": judge,
-        "messages": [{"role": "user", "content": prompt}],
-        "stream": False,
-        "options": {"temperature": 0, "seed": 123},
-    }
-    message = (call_ollama("/api/chat", body, address, timeout) or {}).get("message")
-    reply = message.get("content") if isinstance(message, dict) else None
-    return reply if isinstance(reply, str) else None
-
-
-def parse_score(reply):
-    """Return the one number from 0 to 100 in a judge's reply; None if it isn't clear.
-
-    Built in notebook 07.
-    """
-    numbers = re.findall(r"-?\d+(?:\.\d+)?", re.sub(r"/\s*100\b", "", reply or ""))
-    if len(numbers) != 1 or not re.fullmatch(r"\d{1,3}", numbers[0]):
-        return None
-    score = int(numbers[0])
-    return score if score <= 100 else None
-
-
-def judge_answers(data, answers, ask, patience=3):
-    """Let a judge score answers from 0 to 100.
-
-    Args:
-        data: records with the right `output`.
-        answers: texts, one a record.
-        ask: maps a prompt to a reply, or to None if none came.
-        patience: after so many prompts in a row without a reply, we stop asking.
-
-    Returns:
-        A list of scores, None where the reply was missing or not clear.
-
-    Raises:
-        ValueError: more or fewer answers than records, or `patience` under 1.
-
-    Built in notebook 07.
-    """
-    check_whole(patience=patience)
-    if len(data) != len(answers):
-        raise ValueError(f"got {len(answers)} answers to {len(data)} records")
-    scores, silent = [], 0
-    for entry, answer in zip(tqdm(data, "judge", leave=False), answers, strict=True):
-        prompt = (
-            f"Here is a task:\n{format_input(entry)}\n\nA correct response is:\n"
-            f"{entry['output']}\n\nScore this response from 0 (useless) to 100 (as "
-            f"good):\n{answer}\n\nReply with the number and nothing else."
-        )
-        reply = ask(prompt) if silent < patience else None
-        silent = silent + 1 if reply is None else 0
-        scores.append(parse_score(reply))
-    return scores
-
-
-def is_reserved(content):
-    """Say whether a word, name or number belongs to the tests: about one in eight.
-
-    The rule looks at nothing but the letters, so that it is the same everywhere, and
-    in the exercises that gpt2-mini was trained with.
-
-    Built in notebook 07.
-    """
-    return zlib.crc32(str(content).lower().encode("utf-8")) % 8 == 0
-
-
-class Dialogue(NamedTuple):
-    """A conversation whose last answer can be checked.
-
-    Attributes:
-        kind: the task of the last turn.
-        distance: how many turns ago the fact was said that it asks for; 0 if it
-            stands in the question itself.
-        turns: pairs of what the user says and what the assistant should answer.
-        contents: every word, name, number and sentence that was filled in.
-
-    Built in notebook 07.
-    """
-
-    kind: str
-    distance: int
-    turns: list
-    contents: frozenset
-
-
-class Phrasebook:
-    """Words and phrasings to make tasks of, from one side of the split.
-
-    Args:
-        reserved: take the words of the tests; False: all the others.
-
-    Attributes:
-        words: dictionary from a kind of word to a list.
-        used: what has been filled in since it was last emptied.
-
-    Raises:
-        ValueError: `reserved` is neither True nor False.
-
-    Built in notebook 07.
-    """
-
-    def __init__(self, reserved):
-        if not isinstance(reserved, bool):
-            raise ValueError(f"got reserved={reserved!r}, expected True or False")
-        self.lists = json.loads(load_text(DATA / "dialogues.json"))
-        self.reserved, self.used = reserved, set()
-        self.words = {
-            what: [word for word in words if is_reserved(word) == reserved]
-            for what, words in self.lists["contents"].items()
-        }
-
-    def pick(self, rng, what):
+    def draw(self, kind, digits=None):
         """Return a word of a list, or a number of two to four digits."""
-        content = None
-        if what != "number":
-            content = rng.choice(self.words[what])
-        while content is None or is_reserved(content) != self.reserved:
-            content = str(rng.randrange(10, 10 ** rng.randint(2, 4)))
-        self.used.add(content)
-        return content
+        while True:
+            if kind == "number":
+                size = digits or self.rng.randint(2, 4)
+                content = str(self.rng.randrange(10 ** (size - 1), 10**size))
+            else:
+                content = self.rng.choice(self.words[kind])
+            if part_of(content) == self.part and content not in self.used:
+                self.used.add(content)
+                return content
 
-    def fill(self, rng, template):
-        """Return a template with a word of its own for each of its braces."""
-        return re.sub(r"{(\w+)}", lambda found: self.pick(rng, found[1]), template)
+    def phrase(self, name, **values):
+        """Return one of the phrasings of that name, with values put in."""
+        return self.rng.choice(PHRASES[name]).format(**values)
 
-    def phrase(self, rng, name, **values):
-        """Return one of the phrasings of that name with the values put in."""
-        return rng.choice(self.lists["phrasings"][name]).format(**values)
-
-
-class TaskMaker(Phrasebook):
-    """A maker of tasks that one message holds whole: pairs of message and answer.
-
-    Args:
-        reserved: see `Phrasebook`.
-
-    Built in notebook 07.
-    """
-
-    def repeat(self, rng):
-        """Say the same sentence or words."""
-        text = self.fill(rng, rng.choice(self.lists["sentences"]))
-        self.used.add(text)
-        return self.phrase(rng, "repeat", s=text), text
-
-    def reverse(self, rng):
-        """Say some words from the last to the first."""
-        kinds = rng.choices(("object", "animal", "spot", "quality", "name"), k=5)
-        words = [self.pick(rng, what) for what in kinds[: rng.randint(2, 5)]]
-        asked = self.phrase(rng, "reverse", s=" ".join(words))
-        return asked, " ".join(reversed(words))
-
-    def larger(self, rng):
-        """Name the larger of two numbers."""
-        a = b = self.pick(rng, "number")
-        while a == b:
-            b = self.pick(rng, "number")
-        answer = self.lists["phrasings"]["largest"].format(v=max(a, b, key=int))
-        return self.phrase(rng, "larger", a=a, b=b), answer
-
-    def find(self, rng):
-        """Answer a question about one of up to three sentences."""
-        stories = rng.sample(self.lists["stories"], rng.randint(1, 3))
-        filled, said = [], []
-        for story in stories:
-            words = {what: self.pick(rng, what) for what in ("name", "object", "spot")}
-            filled.append(words)
-            said.append(story["says"].format(**words))
-        if len({words[what] for words in filled for what in words}) < 3 * len(said):
-            return self.find(rng)  # a word came twice: the question could mean either
-        self.used.update(said)
-        story, words = rng.choice(list(zip(stories, filled, strict=True)))
-        question, answer = rng.choice(story["questions"])
-        asked = f"{' '.join(said)} {question.format(**words)}"
-        return asked, answer.format(**words)
+    def row(self, low, high):
+        """Return a few words of any kind."""
+        kinds = [kind for kind in self.words if kind != "deed"]
+        count = self.rng.randint(low, high)
+        return [self.draw(self.rng.choice(kinds)) for _ in range(count)]
 
 
-class DialogueMaker(TaskMaker):
-    """A maker of dialogues with tasks whose answers are known.
-
-    Args:
-        reserved: see `Phrasebook`.
-
-    Built in notebook 07.
-    """
-
-    KINDS = ("recall", "correct", "repeat", "find", "reverse", "larger")
-
-    def make(self, number, kind=None, distance=None):
-        """Return dialogue `number`, always the same one, perhaps of a given kind.
-
-        Args:
-            number: any number.
-            kind: one of `KINDS`; drawn at random by default.
-            distance: 1 to 3, for `recall` and `correct`; drawn at random by default.
-        """
-        rng, self.used = random.Random(f"{self.reserved} {number}"), set()
-        kind, distance = kind or rng.choice(self.KINDS), distance or rng.randint(1, 3)
-        if kind in ("recall", "correct"):
-            turns = self.remember(rng, distance, changed=kind == "correct")
-        else:
-            before = [self.chatter(rng) for _ in range(rng.randint(0, 2))]
-            turns, distance = [*before, getattr(self, kind)(rng)], 0
-        return Dialogue(kind, distance, turns, frozenset(self.used))
-
-    def tell(self, rng, t, v, how="tell"):
-        """A turn in which the user says what a thing is, or that it has changed."""
-        return self.phrase(rng, how, t=t, v=v), self.phrase(rng, "heard", t=t, v=v)
-
-    def remember(self, rng, distance, changed):
-        """Turns that say a fact, perhaps change it, and ask for it after a while."""
-        what, *others = rng.sample(list(self.lists["facts"]), 3)
-        t, v = rng.choice(self.lists["facts"][what]), self.pick(rng, what)
-        turns = [self.chatter(rng, others) for _ in range(rng.randint(0, 1))]
-        turns.append(self.tell(rng, t, v))
-        if changed:
-            turns += [self.chatter(rng, others) for _ in range(rng.randint(0, 1))]
-            old = v
-            while v == old:
-                v = self.pick(rng, what)
-            turns.append(self.tell(rng, t, v, how="change"))
-        turns += [self.chatter(rng, others) for _ in range(distance - 1)]
-        answer = self.lists["phrasings"]["recalled"].format(t=t, v=v)
-        return [*turns, (self.phrase(rng, "ask", t=t), answer)]
-
-    def chatter(self, rng, facts=()):
-        """A turn beside the point: a greeting, another task, a fact of other kinds."""
-        kind = rng.choice(("talk", "talk", "repeat", "reverse", "larger", "fact"))
-        if kind == "talk" or (kind == "fact" and not facts):
-            return tuple(rng.choice(self.lists["small_talk"]))
-        if kind == "fact":
-            what = rng.choice(facts)
-            thing = rng.choice(self.lists["facts"][what])
-            return self.tell(rng, thing, self.pick(rng, what))
-        return getattr(self, kind)(rng)
+def draw_facts(c, count):
+    """Return facts of one kind, `{thing: value}`, and two untold ones. Notebook 07."""
+    known, kind = c.rng.choice(list(KNOWN.items()))
+    people = c.rng.sample(DIALOGUES["people"], count + 1)
+    things = [f"{person}'s {known}" if person else known for person in people]
+    facts = {thing: c.draw(kind) for thing in things[:count]}
+    other = c.rng.choice([k for k in KNOWN if k != known])  # of a person that was named
+    return facts, [things[count], f"{people[0]}'s {other}" if people[0] else other]
 
 
-def format_turns(turns):
-    """Return a conversation as text, each turn of each side on one line.
+def tell(c, facts, how="tell"):
+    """Return turns that state facts, in one message or in one each. Notebook 07."""
+    if len(facts) > 1 and c.rng.random() < 0.3:
+        told = " and ".join(f"my {t} is {v}" for t, v in facts.items())
+        return [(f"{told[0].upper()}{told[1:]}.", c.rng.choice(PHRASES["heard"][:5]))]
+    return [
+        (c.phrase(how, t=t, v=v), c.phrase("heard", t=t, v=v)) for t, v in facts.items()
+    ]
 
-    Args:
-        turns: pairs of what the user says and what the assistant answers.
 
-    Built in notebook 07.
-    """
-    return "".join(f"User: {said}\nAssistant: {answer}\n" for said, answer in turns)
+def ask(c, facts, thing):
+    """Return the turn that asks for a fact. Notebook 07."""
+    known = f"Your {thing} is {facts[thing]}." if thing in facts else None
+    return c.phrase("ask", t=thing), known or DIALOGUES["unknown"]
+
+
+def chatter(c, count):
+    """Return turns that have nothing to do with the others. Notebook 07."""
+    turns = []
+    for _ in range(count):
+        task = c.rng.choice([repeat_words, reverse_words, larger, None, None])
+        turns += task(c) if task else [tuple(c.rng.choice(DIALOGUES["small_talk"]))]
+    return turns
+
+
+def recall(c, between=0):
+    """Two or three facts of one kind; one of them is asked for. Notebook 07."""
+    facts, _ = draw_facts(c, c.rng.randint(2, 3))
+    turns = tell(c, facts) + chatter(c, between)
+    return [*turns, ask(c, facts, c.rng.choice(list(facts)))]
+
+
+def later(c):
+    """The same, with one to three other turns in between. Notebook 07."""
+    return recall(c, c.rng.randint(1, 3))
+
+
+def corrected(c):
+    """One fact of several is corrected; mostly that one is asked for. Notebook 07."""
+    facts, _ = draw_facts(c, c.rng.randint(2, 3))
+    turns = tell(c, facts) + chatter(c, c.rng.randint(0, 1))
+    thing = c.rng.choice(list(facts))
+    kind = KNOWN[next(known for known in KNOWN if thing.endswith(known))]
+    facts[thing] = c.draw(kind, len(facts[thing]))
+    turns += tell(c, {thing: facts[thing]}, "change") + chatter(c, c.rng.randint(0, 1))
+    asked = thing if c.rng.random() < 0.7 else c.rng.choice(list(facts))
+    return [*turns, ask(c, facts, asked)]
+
+
+def unknown(c):
+    """One to three facts; another one, never told, is asked for. Notebook 07."""
+    facts, others = draw_facts(c, c.rng.randint(1, 3))
+    turns = tell(c, facts) + chatter(c, c.rng.randint(0, 1))
+    return [*turns, ask(c, {}, c.rng.choice(others))]
+
+
+def find(c):
+    """A question about one of several sentences, often of one verb. Notebook 07."""
+    count = c.rng.randint(2, 3)
+    verbs = c.rng.choices(list(DEEDS), k=1) * 3 if c.rng.random() < 0.5 else list(DEEDS)
+    verbs = c.rng.sample(verbs, count)
+    said = [(c.draw("name"), verb, c.draw("object"), c.draw("spot")) for verb in verbs]
+    told = [f"{n} {verb} the {o} {DEEDS[verb][1]} the {s}." for n, verb, o, s in said]
+    n, verb, o, s = c.rng.choice(said)
+    base, where = DEEDS[verb]
+    questions = {
+        f"What did {n} {base}?": f"The {o}.",
+        f"Where did {n} {base} the {o}?": f"{where.title()} the {s}.",
+        f"Who {verb} the {o}?": f"{n}.",
+    }
+    question, answer = c.rng.choice(list(questions.items()))
+    return [(f"{' '.join(told)} {question}", answer)]
+
+
+def larger(c):
+    """The larger of two numbers of equal length, often near each other. Notebook 07."""
+    a = b = c.draw("number", c.rng.randint(2, 4))
+    while len(a) != len(b) or a == b or part_of(b) != c.part:
+        step = c.rng.randrange(10 ** c.rng.randint(1, 4))
+        b = str(abs(int(a) + c.rng.choice((-step, step))))
+    return [(c.phrase("larger", a=a, b=b), f"{max(a, b)}.")]
+
+
+def repeat_words(c):
+    """The same words or the same sentence again. Notebook 07."""
+    text = " ".join(c.row(2, 6))
+    if c.rng.random() < 0.5:
+        sentence = c.rng.choice(PHRASES["sentence"])
+        text = re.sub(r"{(\w+)}", lambda found: c.draw(found[1]), sentence)
+    return [(c.phrase("repeat", s=text), text)]
+
+
+def reverse_words(c):
+    """Two to five words from the last to the first. Notebook 07."""
+    words = c.row(2, 5)
+    return [(c.phrase("reverse", s=" ".join(words)), " ".join(reversed(words)))]
+
+
+TASKS = {
+    "recall": recall,
+    "later": later,
+    "corrected": corrected,
+    "unknown": unknown,
+    "find": find,
+    "larger": larger,
+    "repeat": repeat_words,
+    "reverse": reverse_words,
+}
+
+
+def make_dialogue(number, words, kind=None, part="training"):
+    """Return turns, the last of which is a task: the same for a number. Notebook 07."""
+    rng = random.Random(f"{number} {part != 'training'}")
+    kind = kind or rng.choice(list(TASKS))
+    return TASKS[kind](Contents(rng, words, part))
 
 
 class DialogueDataset(AnswerDataset):
-    """Dialogues as text; what the assistant says is learnt. A line's end ends it.
-
-    Args:
-        dialogues: list of `Dialogue`.
-        tokenizer: the model's own.
-        max_length: see `AnswerDataset`.
-        only_last: count the last answer alone, for tests.
-
-    Built in notebook 07.
-    """
+    """Dialogues, lists of turns `(message, answer)`; Notebook 07."""
 
     def __init__(self, dialogues, tokenizer, max_length=None, only_last=False):
-        self.dialogues = dialogues
         examples = []
-        for dialogue in dialogues:
-            *earlier, (asked, answer) = dialogue.turns
+        for turns in dialogues:
             parts = []
-            for said, answered in earlier:
-                parts.append((f"User: {said}\nAssistant:", False))
-                parts.append((f" {answered}\n", not only_last))
-            parts += [(f"User: {asked}\nAssistant:", False), (f" {answer}", True)]
-            examples.append(parts)
-        super().__init__(examples, tokenizer, single_token("\n", tokenizer), max_length)
+            for message, answer in turns:
+                parts.append((f"User: {message}\nAssistant:", False))
+                parts.append((f" {answer}\n", not only_last))
+            examples.append([*parts[:-1], (parts[-1][0], True)])
+        super().__init__(examples, tokenizer, max_length)
 
 
-@torch.no_grad()
-def exact_matches(model, dataset, device, batch_size=32):
-    """Say of each example whether greedy generation would give exactly its answer.
+class Chat:
+    """A conversation with a tuned model, as far as its window reaches. Notebook 07.
 
-    No text is generated. The greedy answer is the right one just if, after each
-    beginning of the right one, its next token is the most probable; and all of that
-    is in one pass through the model.
-
-    Args:
-        model: a `GPTModel`.
-        dataset: an `AnswerDataset` with one answer in each example.
-        device: where the model is.
-        batch_size: examples in a batch.
-
-    Returns:
-        A list of True and False.
-
-    Built in notebook 07.
-    """
-    model.eval()
-    loader = create_answer_loader(dataset, batch_size, shuffle=False)
-    right = [False] * len(dataset)
-    for batch, (inputs, targets) in zip(loader.batch_sampler, loader, strict=True):
-        logits, counted = answer_logits(inputs, targets, model, device)
-        wrong = torch.zeros_like(targets, dtype=torch.bool)  # (B, T)
-        wrong[targets != -100] = (logits.argmax(dim=-1) != counted).to(wrong.device)
-        for i, failed in zip(batch, wrong.any(dim=1).tolist(), strict=True):
-            right[i] = not failed
-    return right
-
-
-@torch.no_grad()
-def stream_ids(model, idx, max_new_tokens, cache=None, eos_id=None, **controls):
-    """Yield new tokens one by one, as `generate` chooses them for one prompt.
-
-    Args:
-        model: a `GPTModel`; call `model.eval()` first.
-        idx: `(1, T)` ids of the prompt.
-        max_new_tokens: the most tokens to yield.
-        cache: a `KVCache` that holds the beginning of `idx`, and is extended.
-        eos_id: token that ends the text; it isn't yielded.
-        controls: temperature, top_k, top_p; see `sample_token`.
-
-    Raises:
-        ValueError: `max_new_tokens` isn't a whole number from 1.
-
-    Built in notebook 07.
-    """
-    check_whole(max_new_tokens=max_new_tokens)
-    cache = KVCache() if cache is None else cache
-    for _ in range(max_new_tokens):
-        logits = next_token_logits(model, idx, model.cfg["context_length"], cache)
-        idx_next = sample_token(logits, **controls)  # (1, 1)
-        if idx_next.item() == eos_id:
-            return
-        yield idx_next.item()
-        idx = torch.cat((idx, idx_next), dim=1)
-
-
-class ChatHistory:
-    """The turns of a conversation, kept within a model's window.
-
-    A new message comes after all earlier turns, as long as they fit into the window
-    together with it and an answer. When they don't, the oldest turns are dropped
-    whole, and that is said.
-
-    Args:
-        tokenizer: the model's own.
-        context_length: the model's window, in tokens.
-        max_new_tokens: the most tokens of an answer.
-        report: called with one line when turns are dropped; None for silence.
-
-    Attributes:
-        turns: pairs of message and answer, all of them.
-        history: lists of ids, one for each turn that is kept.
-        dropped: how many are not.
-        cache: a `KVCache` for the tokens of `history`.
-
-    Raises:
-        ValueError: no room beside the answer.
-
-    Built in notebook 07.
+    `trace` has a pair for each token of the last answer: its id, and the logits `(V)`.
     """
 
-    def __init__(self, tokenizer, context_length, max_new_tokens, report=print):
-        check_whole(max_new_tokens=max_new_tokens)
-        if max_new_tokens >= context_length:
-            raise ValueError(
-                f"got max_new_tokens={max_new_tokens}, expected 1 to "
-                f"{context_length - 1}: less than the model's window"
-            )
-        self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
-        self.room, self.report = context_length - max_new_tokens, report
-        self.newline = single_token("\n", tokenizer)
-        self.clear()
-
-    def clear(self):
-        """Begin a new conversation."""
-        self.turns, self.history, self.dropped = [], [], 0
+    def __init__(self, model, tokenizer, max_new_tokens=60, **controls):
+        self.model, self.tokenizer, self.controls = model.eval(), tokenizer, controls
+        self.max_new_tokens, self.limit = max_new_tokens, model.cfg["context_length"]
+        self.turns, self.history, self.trace = [], [], []
         self.cache = KVCache()
 
-    def encode(self, message):
-        """Return the ids of a message in its template, up to where the answer begins.
-
-        Raises:
-            ValueError: it is empty, or too long for the window.
-        """
-        if not isinstance(message, str) or not message.strip():
-            raise ValueError(f"got the message {message!r}, expected some text")
-        text = f"User: {' '.join(message.split())}\nAssistant:"  # one line
-        ids = self.tokenizer.encode_ordinary(text)
-        if len(ids) > self.room:
-            raise ValueError(
-                f"got a message of {len(ids)} tokens, expected at most {self.room} "
-                f"(the model's window without the answer): shorten it"
-            )
-        return ids
-
-    def make_room(self, new):
-        """Drop the oldest turns until `new` tokens fit, and say so."""
-        gone = 0
-        while sum(map(len, self.history)) + new > self.room:
-            self.history.pop(0)
-            gone += 1
-        if gone:
-            self.cache, self.dropped = KVCache(), self.dropped + gone
-            turns = "1 old turn" if gone == 1 else f"{gone} old turns"
-            if self.report:
-                self.report(f"[{turns} dropped: the model's window is full]")
-
-
-class Chat(ChatHistory):
-    """A conversation with a model that was tuned on dialogues.
-
-    What the model has read stays in a `KVCache`, so that only what is new is computed.
-
-    Args:
-        model: a `GPTModel`.
-        tokenizer: its own.
-        max_new_tokens: the most tokens of an answer.
-        report: called with one line when turns are dropped, see `ChatHistory`.
-        controls: temperature, top_k, top_p; see `sample_token`.
-
-    Raises:
-        ValueError: a control outside its range, or no room beside the answer.
-
-    Built in notebook 07.
-    """
-
-    def __init__(self, model, tokenizer, max_new_tokens=60, report=print, **controls):
-        limit = model.cfg["context_length"]
-        super().__init__(tokenizer, limit, max_new_tokens, report)
-        self.model, self.controls = model.eval(), controls
-        sample_token(torch.zeros(1, 2), **controls)  # refuses bad ones at once
-
+    @torch.no_grad()
     def stream(self, message):
-        """Return an iterator over the pieces of text of the answer, as they come.
-
-        Args:
-            message: what the user says. Line breaks become spaces.
-
-        Raises:
-            ValueError: it is empty, or too long for the window.
-        """
-        ids = self.encode(message)
-        self.make_room(len(ids))
-        return self.write(message, ids)
-
-    def write(self, message, prompt):
-        """Yield the answer piece by piece, and remember the turn."""
-        idx = torch.tensor([[*chain(*self.history), *prompt]])  # (1, T)
-        idx = idx.to(self.model.out_head.weight.device)
-        options = {"cache": self.cache, **self.controls}
-        written, text, shown = [], "", ""
-        try:
-            for token in stream_ids(self.model, idx, self.max_new_tokens, **options):
-                piece = self.tokenizer.decode([token])
-                if "\n" in piece or piece == END:
-                    break
-                written.append(token)
-                text = self.tokenizer.decode(written).removeprefix(" ")
-                if text != shown and not text.endswith("\ufffd"):  # half a character
-                    yield text[len(shown) :]
-                    shown = text
-            if text != shown:
-                yield text[len(shown) :]
-        except BaseException:  # stopped half-way: the cache may be, too
+        """Yield the answer to a message, in pieces of text."""
+        encode, decode = self.tokenizer.encode_ordinary, self.tokenizer.decode
+        prompt = encode(f"User: {' '.join(message.split())}\nAssistant:")
+        room = self.limit - self.max_new_tokens - len(prompt)
+        if room < 0:
+            raise ValueError(f"write less: {-room} tokens don't fit into the window")
+        while sum(map(len, self.history)) > room:
+            del self.history[0]  # the oldest turn
             self.cache = KVCache()
-            raise
-        finally:
-            self.turns.append((message, text))
-            self.history.append([*prompt, *written, self.newline])
-
-    def reply(self, message):
-        """Return the whole answer to a message; see `stream`."""
-        return "".join(self.stream(message))
-
-
-def chat_html(turns, note=""):
-    """Return a conversation as HTML, in which no message can be markup.
-
-    Args:
-        turns: pairs of message and answer.
-        note: a line below them, such as a warning.
-
-    Built in notebook 07.
-    """
-    style = "padding: 4px 10px; margin: 4px 0; border-radius: 8px; color: #1f2933"
-    lines = []
-    for message, answer in turns:
-        for color, text in (("#dce9f3", message), ("#eef3e8", answer)):
-            lines.append(
-                f'<div style="{style}; background: {color}">{html.escape(text)}</div>'
-            )
-    return "".join(lines) + (f"<i>{html.escape(note)}</i>" if note else "")
-
-
-def chat_panel(chat):
-    """Return a panel for JupyterLab in which one can talk with a `Chat`.
-
-    Args:
-        chat: its `report` is changed, so that the panel shows what it says.
-
-    Returns:
-        An ipywidgets box: the conversation, a line to write in, two buttons.
-
-    Built in notebook 07.
-    """
-    import ipywidgets as widgets
-
-    log = widgets.HTML(chat_html(chat.turns))
-    box = widgets.Text(placeholder="Write a message and press Enter")
-    send, new = widgets.Button(description="Send"), widgets.Button(description="New")
-    notes = []
-    chat.report = notes.append
-
-    def show(turns):
-        log.value = chat_html(turns, " ".join(notes))
-
-    def answer(*_):
-        message, box.value, written = box.value, "", ""
-        notes.clear()
+        device = next(self.model.parameters()).device
+        idx = torch.tensor([[*chain(*self.history), *prompt]], device=device)  # (1, T)
+        self.trace, written, text = [], [], ""
         try:
-            for piece in chat.stream(message):
-                written += piece
-                show([*chat.turns, (message, written)])
-        except ValueError as error:
-            notes.append(str(error))
-        show(chat.turns)
-
-    def begin(*_):
-        chat.clear()
-        notes.clear()
-        show(chat.turns)
-
-    send.on_click(answer)
-    new.on_click(begin)
-    box.on_msg(lambda _, event, __: event.get("event") == "submit" and answer())
-    return widgets.VBox([log, widgets.HBox([box, send, new])])
-
-
-# =====================================================================================
-# From the first edition: what chapters 4 to 7 need until they are rewritten, and then
-# goes. Chapters 1 to 3 use none of it.
-# =====================================================================================
-
-
-def check_whole(least: int = 1, **numbers) -> None:
-    """Raise a ValueError that names the first argument that isn't a whole number.
-
-    Args:
-        least: the smallest number that will do.
-        numbers: the arguments by name, as in `check_whole(num_epochs=num_epochs)`.
-    """
-    for name, value in numbers.items():
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not whole or value < least:
-            raise ValueError(
-                f"got {name}={value!r}, expected a whole number from {least}"
-            )
-
-
-def _remove_left(folder: Path, pattern: str) -> None:
-    """Remove temporary files that killed processes left: an hour without growing."""
-    for left in folder.glob(pattern):
-        with suppress(OSError):  # another process was quicker
-            if time.time() - left.stat().st_mtime > 3600:
-                left.unlink()
-
-
-@contextmanager
-def atomic_write(path: Path | str):
-    """Give a temporary path that takes the name `path` only once it is written whole.
-
-    `with atomic_write(path) as temporary:` write to `temporary` in the block. On an
-    error, a full disk or a kill, what stood at `path` stays as it was. A kill leaves
-    the temporary file: one that hasn't grown for an hour, so that nobody can still be
-    writing it, is removed the next time.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left(path.parent, f".{glob.escape(path.name)}.????????.tmp")
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def check_loaders(*loaders):
-    """Raise a ValueError if one of some loaders has no batch.
-
-    Built in notebook 04.
-    """
-    lengths = [len(one) if hasattr(one, "__len__") else None for one in loaders]
-    if not all(lengths):
-        raise ValueError(
-            f"got loaders with {lengths} batches, expected at least 1 in each: take a "
-            f"longer text or a smaller batch_size"
-        )
-
-
-def check_finite(loss, step):
-    """Raise a FloatingPointError that names the step if the loss is not a number.
-
-    Args:
-        loss: a tensor with one number.
-        step: number of the step, from 0.
-
-    Built in notebook 04.
-    """
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss became {loss.item()} at step {step}: training has stopped, and "
-            f"checkpoints keep what they held. Try a lower learning rate or clipping"
-        )
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, for its next tensors.
-
-    The C library of most Linuxes, glibc, hands large blocks back to the system at once
-    and asks for new ones, whose pages have to be cleared before use. `mallopt` sets
-    `M_MMAP_MAX` (-4) to 0 and switches `M_TRIM_THRESHOLD` (-1) off, so that it doesn't.
-
-    Returns:
-        Whether that was possible: False elsewhere, where nothing is changed.
-
-    Source: the manual page mallopt(3). Built in notebook 04.
-    """
-    try:
-        c_library = ctypes.CDLL("libc.so.6")
-        return bool(c_library.mallopt(-4, 0) and c_library.mallopt(-1, -1))
-    except (OSError, AttributeError):
-        return False
+            for _ in range(self.max_new_tokens):
+                logits = next_token_logits(self.model, idx, self.limit, self.cache)
+                idx_next = sample_token(logits, **self.controls)  # (1, 1)
+                self.trace.append((idx_next.item(), logits[0]))
+                if decode([idx_next.item()]) in ("\n", END):
+                    break
+                written.append(idx_next.item())
+                idx = torch.cat((idx, idx_next), dim=1)
+                so_far = decode(written).removeprefix(" ")
+                if not so_far.endswith("\ufffd"):  # half a character
+                    piece, text = so_far[len(text) :], so_far
+                    yield piece
+        finally:  # also where nobody wants to hear the rest
+            self.turns.append((message, text))
+            self.history.append([*prompt, *written, *encode("\n")])

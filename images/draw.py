@@ -193,7 +193,7 @@ def roadmap(d, current=None):
         d.note((mid, 153, result), fill=INK if here else GREY)
 
 
-for i in (1, 7):
+for i in (1,):
     title = f"Road map, stage {i} of 8"
     FIGURES[f"roadmap-{i}"] = title, 192, partial(roadmap, current=i)
 
@@ -775,43 +775,42 @@ def lora(d):
     d.note((183, 330, "random at first"), (435, 288, "zero at first"), fill=GREEN)
 
 
-@figure("Which targets count", 356)
+@figure("Which targets count", 334)
 def masked_targets(d):
-    """Two examples in a batch, each with inputs and, one token later, targets. Targets
-    of the prompt are −100; those of the answer and the first end token are learnt. The
-    second example is filled up with end tokens, whose further targets are −100 too."""
+    """Two examples in a batch, as columns of an input and the target below it, the next
+    token. Targets of the prompt are −100; those of the response and the first end token
+    are learnt. The second example is padded with end tokens, whose targets are −100."""
     prompt, learnt = (GREY, tint(GREY, 0.1)), (BLUE, tint(BLUE, 0.3))
     last, plain = (ORANGE, tint(ORANGE, 0.3)), (RULE, WHITE)
     rows = ("Say it Response: She sang .", 3), ("Go Response: Gone .", 2)
     for i, (text, answer) in enumerate(rows):
-        y, tokens = 28 + 142 * i, text.split()
+        y, tokens = 30 + 132 * i, text.split()
         end = len(tokens)
-        d.bold((40, y + 50, f"example {i + 1}"), at="start")
-        d.code((192, y + 20, "inputs"), (192, y + 82, "targets"), at="end")
-        for t, word in enumerate([*tokens, *["end"] * (7 - end)]):
-            x = 206 + 94 * t
-            if t < 6:
-                style = prompt if t < answer else learnt if t < end else plain
-                d.cells(x, y, [word], *style, SANS, w=94, h=40)
-            if answer <= t <= end:
-                style = learnt if t < end else last
-                d.cells(x - 94, y + 62, [word], *style, SANS, w=94, h=40)
-            elif t:
-                d.cells(x - 94, y + 62, ["−100"], *plain, w=94, h=40)
-        for x in range(300, 300 + 94 * 5, 94):
-            d.arrow((x + 38, y + 40), (x - 38, y + 62))
+        d.bold((40, y + 48, f"example {i + 1}"), at="start")
+        d.code((206, y + 20, "inputs"), (206, y + 76, "targets"), at="end")
+        tokens += ["end"] * (7 - end)
+        for t in range(6):
+            x, after = 220 + 94 * t, t + 1
+            style = prompt if t < answer else learnt if t < end else plain
+            d.cells(x, y, [tokens[t]], *style, SANS, w=88, h=40)
+            if answer <= after <= end:
+                style = learnt if after < end else last
+                d.cells(x, y + 56, [tokens[after]], *style, SANS, w=88, h=40)
+            else:
+                d.cells(x, y + 56, ["−100"], *plain, w=88, h=40)
+            d.arrow((x + 44, y + 40), (x + 44, y + 55))
     for x, style in ((40, learnt), (150, last), (310, plain)):
-        d.cells(x, 316, [""], *style, w=18, h=18)
-    keys = (66, 325, "learnt"), (176, 325, "the end, learnt")
-    masked = (336, 325, "−100: prompt or padding, left out of the loss")
+        d.cells(x, 300, [""], *style, w=18, h=18)
+    keys = (66, 309, "learnt"), (176, 309, "the end, learnt")
+    masked = (336, 309, "−100: prompt or padding, left out of the loss")
     d.note(*keys, masked, fill=INK, at="start")
 
 
-@figure("Keeping a conversation within the window", 346)
+@figure("Keeping a conversation within the window", 316)
 def chat_window(d):
     """At message 4 the turns 1 to 3, the message and room for the answer fit into the
-    model's window. At message 5 there is a turn 4 as well; turn 1 lies outside the
-    window, and a line says that one old turn was dropped."""
+    model's window. At message 5 there is a turn 4 as well; turn 1 lies outside of the
+    window and is dropped."""
     width = {1: 130, 2: 110, 3: 120, 4: 130}
     for y, n, kept in ((56, 4, (1, 2, 3)), (208, 5, (2, 3, 4))):
         d.bold((190, y - 26, f"Message {n} arrives"), at="start")
@@ -826,8 +825,6 @@ def chat_window(d):
     d.rect(40, 208, 130, 56, WHITE, GREY, r=6, width=1.2, dash="4 4")
     d.bold((105, 227, "turn 1"), fill=GREY)
     d.note((105, 247, "dropped"), fill=ORANGE)
-    dropped = "[1 old turn dropped: the model's window is full]"
-    d.code((40, 324, dropped), fill=ORANGE, at="start")
 
 
 def main(names):

@@ -24,6 +24,7 @@ GPT-2: the same configuration, shapes and threads, fused AdamW, its own cache.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import random
@@ -34,7 +35,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,17 +58,19 @@ from helpers import (  # noqa: E402
     InstructionDataset,
     LengthBatches,
     SpamDataset,
-    answer_loss_batch,
+    answer_loader,
+    answer_loss,
     calc_loss_batch,
-    create_answer_loader,
     custom_collate_fn,
     generate_text_simple,
     get_tokenizer,
     load_gpt2,
+    load_text,
+    next_token_loss,
     pick_precision,
     quantize,
-    read_records,
     train_classifier,
+    train_model,
 )
 
 MIRROR = Path(os.environ.get("COURSE_MIRROR", ROOT.parent / "shared" / "mirror"))
@@ -430,9 +432,9 @@ def spam(n=64, epochs=5, rounds=2):
     return [line(what, *rates, "messages/s", 8)]
 
 
-def instruct(rounds=2):
+def instruct(rounds=3):
     """Records/s of tuning two models on instructions, against a plain loop."""
-    records = read_records("instruction-data.json")
+    records = json.loads(load_text("instruction-data.json"))
     random.Random(123).shuffle(records)
     return [
         instruct_line("gpt2-mini", *load_gpt2("gpt2-mini"), records[:192], rounds),
@@ -442,29 +444,23 @@ def instruct(rounds=2):
 
 def instruct_line(name, model, tokenizer, records, rounds):
     """Our batches and loss against random order and logits at every position."""
-    dataset = InstructionDataset(records, tokenizer, model.cfg["context_length"])
+    dataset, precision = InstructionDataset(records, tokenizer), pick_precision(CPU)
     collate = partial(custom_collate_fn, pad_token_id=dataset.end_id)
     plain = DataLoader(dataset, 8, shuffle=True, collate_fn=collate)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    model.train()
 
-    def epoch(loader, loss_batch):
-        for inputs, targets in loader:
-            optimizer.zero_grad()
-            loss_batch(inputs, targets, model, CPU).backward()
-            optimizer.step()
+    def rate(loader, loss_fn):
+        options = {"peak_lr": 1e-5, "precision": precision}
+        train = partial(train_model, **options)
+        return len(records) / seconds(train, model, loader, loss_fn, len(loader))
 
-    def rate(loader, loss_batch):
-        return len(records) / seconds(epoch, loader, loss_batch)
-
-    epoch(islice(plain, 1), answer_loss_batch)  # a warm-up
+    rate(answer_loader(InstructionDataset(records[:8], tokenizer)), answer_loss)
     ours, theirs = [], []
     for _ in range(rounds):
-        ours.append(rate(create_answer_loader(dataset), answer_loss_batch))
-        theirs.append(rate(plain, calc_loss_batch))
+        ours.append(rate(answer_loader(dataset), answer_loss))
+        theirs.append(rate(plain, next_token_loss))
     rates = statistics.median(ours), statistics.median(theirs)
     what = f"tuning {name} on instructions: random order, all logits"
-    return line(what, *rates, "records/s", 2)
+    return line(what, *rates, "records/s", 1.5)
 
 
 ROWS = {

@@ -177,49 +177,6 @@ def words():
     return json.loads((ROOT / "data" / "dialogues.json").read_text("utf-8"))["contents"]
 
 
-@pytest.mark.parametrize("kind", exercises.TASKS)
-def test_dialogues_keep_to_their_side_and_can_be_answered(words, kind):
-    values = {word for group in words.values() for word in group}
-    for number in range(200):
-        for reserved in (False, True):
-            turns = exercises.make_dialogue(number, words, kind, reserved)
-            assert turns == exercises.make_dialogue(number, words, kind, reserved)
-            said = " ".join(message for message, _ in turns)
-            named = {
-                w
-                for w in said.replace(".", " ").replace("?", " ").split()
-                if w in values
-            }
-            named -= {"well", "number", "room"}  # words of the phrases
-            assert all(exercises.is_reserved(word) == reserved for word in named), said
-            answer = turns[-1][1]
-            if kind not in ("unknown", "reverse"):
-                last = answer.rstrip(".").split()[-1]
-                assert last in said
-
-
-def test_larger_has_numbers_of_equal_length(words):
-    for number in range(200):
-        ((message, answer),) = exercises.make_dialogue(number, words, "larger")
-        a, b = (
-            int(x) for x in "".join(c if c.isdigit() else " " for c in message).split()
-        )
-        assert len(str(a)) == len(str(b)) and a != b
-        assert answer == f"{max(a, b)}."
-
-
-def test_recall_has_two_facts_of_one_kind(words):
-    for number in range(200):
-        turns = exercises.make_dialogue(number, words, "recall")
-        thing = turns[-1][1].removeprefix("Your ").rsplit(" is ", 1)[0]
-        told = " ".join(message for message, _ in turns[:-1])
-        known = next(known for known in exercises.KNOWN if thing.endswith(known))
-        assert (
-            told.count(known) >= 2
-            and told.count(f"my {thing}") + told.count(f"My {thing}") == 1
-        )
-
-
 def test_exercise_windows(words, alone, text):
     tokenizer = ship.helpers.read_tokenizer(text)
     made = exercises.Exercises(

@@ -3,6 +3,7 @@
 Each notebook's cells run here in one process, with other settings, to the end.
 """
 
+import json
 import random
 import re
 
@@ -141,3 +142,46 @@ def test_06_stops_before_training_where_a_class_is_missing(monkeypatch, tmp_path
     monkeypatch.setattr(helpers, "train_model", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(ValueError, match="10 of each class needed, 'spam' among them"):
         run("06_spam_finetuning", monkeypatch, MESSAGES=str(path), **Small06.settings)
+
+
+RECORDS = [
+    {"instruction": f"Say {n}.", "input": "海" * (n % 3), "output": f"{n}, no more."}
+    for n in range(24)
+]
+FEW = {"DIALOGUES_READ": 8, "TESTS": 2, "WRITTEN": 3}
+
+
+@pytest.fixture
+def model_07(tmp_path, monkeypatch):
+    """A random model whose window most of the dialogues fit into."""
+    folder = write_random(tmp_path / "own", **SMALL | {"context_length": 256})
+    monkeypatch.setenv("COURSE_MODEL", str(folder))
+    monkeypatch.setattr(helpers, "RUNS", tmp_path)
+
+
+def test_07_takes_own_records(model_07, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "own.jsonl"  # JSON Lines, one record too long, some without input
+    rows = [*RECORDS, {"instruction": "Go.", "output": "on " * 400}]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    run("07_instruction_finetuning", monkeypatch, RECORDS=str(path), **FEW)
+    assert "left out: too long" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "says, rows",
+    {
+        "leave none to validate: take 20 or more": RECORDS[:10],
+        "record 1 lacks text in 'instruction' or 'output'": [
+            RECORDS[0],
+            {"output": ""},
+        ],
+        "no example fits into 256 tokens: shorten them": [
+            {"instruction": f"{n} " * 200, "output": "No."} for n in range(30)
+        ],
+    }.items(),
+)
+def test_07_stops_before_training(model_07, tmp_path, monkeypatch, says, rows):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    with pytest.raises(ValueError, match=says):
+        run("07_instruction_finetuning", monkeypatch, RECORDS=str(path), **FEW)

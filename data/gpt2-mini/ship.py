@@ -28,7 +28,6 @@ sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2]
 
 import train
 from corpus import END
-from exercises import TASKS, make_dialogue
 
 import helpers
 
@@ -127,14 +126,14 @@ def copy_loss(model, count=8):
 
 @torch.no_grad()
 def exact_match(model, tokenizer, words, kind, count=200):
-    """The share of new dialogues, of reserved contents, whose last answer is exact.
+    """The share of new dialogues, of test contents, whose last answer is exact.
 
     Greedy generation would give the answer just if each of its tokens is the most
     probable one after those before it, which a single pass shows.
     """
     right = 0
     for number in range(count):
-        turns = make_dialogue(number, words, kind, reserved=True)
+        turns = helpers.make_dialogue(number, words, kind, part="test")
         lines = [f"User: {message}\nAssistant: {answer}\n" for message, answer in turns]
         before = "".join(lines)[: -len(f" {turns[-1][1]}\n")]
         prompt = tokenizer.encode_ordinary(before)
@@ -171,7 +170,7 @@ def figures(folder, text, words):
             name = f"bits per character, {path.stem.removeprefix('validation-')}"
             result[name] = bits_per_character(model, tokenizer, held_out)
     result["copying, nats a token"] = copy_loss(model)
-    for kind in TASKS:
+    for kind in helpers.TASKS:
         result[f"exact match, {kind}"] = exact_match(model, tokenizer, words, kind)
     shares = [
         repeated_share(continue_text(model, tokenizer, prompt)) for prompt in PROMPTS

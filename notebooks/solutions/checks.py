@@ -4,6 +4,8 @@ Notebooks and solutions call them, as in `checks.exercise_1_1(answer)`.
 """
 
 import math
+import random
+import re
 import sys
 from functools import wraps
 from itertools import pairwise, product
@@ -597,3 +599,98 @@ def exercise_6_5(lora_from_change):
             f"rank {rank}: the change is missed by {error:.3f}; {least:.3f} can be "
             f"reached"
         )
+
+
+@exercise("7.1")
+def exercise_7_1(piece_factors):
+    for rows in ((3, 5), (1, 1, 12), (7,), (2, 9, 4, 4)):  # examples in each piece
+        targets = torch.randint(0, 20, (sum(rows), 9))  # (B, T)
+        targets[torch.arange(9) < torch.randint(0, 9, (sum(rows), 1))] = -100
+        logits = 3 * torch.randn(*targets.shape, 20)  # (B, T, V)
+        factors = piece_factors(list(targets.split(rows)))
+        assert isinstance(factors, list) and len(factors) == len(rows), (
+            "return a list with a number for each piece"
+        )
+        pieces = zip(factors, logits.split(rows), targets.split(rows), strict=True)
+        found = sum(float(f) * F.cross_entropy(said.mT, t) for f, said, t in pieces)
+        assert close(found, F.cross_entropy(logits.mT, targets)), (
+            f"{len(rows)} pieces: the sum isn't the mean over the whole batch"
+        )
+
+
+@exercise("7.2")
+def exercise_7_2(pack_examples):
+    attention = F.scaled_dot_product_attention
+    for lengths in ([3, 1, 5], [4], [1, 1, 1], [2, 30, 7, 7]):
+        T, packed = sum(lengths), pack_examples(list(lengths))
+        assert isinstance(packed, tuple) and len(packed) == 2, "return two tensors"
+        positions, mask = packed
+        shapes = [tuple(positions.shape), tuple(mask.shape)]
+        assert shapes == [(T,), (T, T)], f"lengths {lengths}: got shapes {shapes}"
+        assert mask.dtype == torch.bool, "the mask should be True and False"
+        tokens, table = torch.randn(2, T, 8)
+        x = (tokens + table[positions])[None]  # (1, T, C)
+        mixed = attention(x, x, x, attn_mask=mask)[0].split(lengths)
+        for i, alone in enumerate(tokens.split(lengths)):
+            x = (alone + table[: len(alone)])[None]
+            assert close(mixed[i], attention(x, x, x, is_causal=True)[0]), (
+                f"lengths {lengths}: example {i} isn't what it is alone"
+            )
+
+
+@exercise("7.3")
+def exercise_7_3(difference_interval):
+    for n, easy, luck, gain in ((60, 0.3, 0.05, 0.1), (200, 0, 1, 0), (90, 1, 0.1, -1)):
+        of_record = easy * torch.randn(n)  # how easy a record is for both
+        one, two = of_record + luck * torch.randn(2, n) + torch.tensor([[gain], [0]])
+        interval = difference_interval(one.tolist(), two.tolist())
+        assert interval is not None and len(interval) == 2, "return two numbers"
+        mean, half = (one - two).mean().item(), 1.96 * (one - two).std().item() / n**0.5
+        for found, end in zip(interval, (mean - half, mean + half), strict=True):
+            assert abs(float(found) - end) < 0.2 * half, (
+                f"{n} records: an end is at {found:.3f}, expected about {end:.3f}. "
+                f"Are both scores of a record drawn together?"
+            )
+
+
+@exercise("7.4")
+def exercise_7_4(middle):
+    places, words = [], helpers.DIALOGUES["contents"]
+    for number, part in product(range(100), ("training", "test")):
+        contents = helpers.Contents(random.Random(number), words, part)
+        turns = middle(contents)
+        assert isinstance(turns, list) and len(turns) == 1, "return a list of one turn"
+        message, answer = turns[0]
+        numbers = re.findall(r"\d+", message)
+        assert len(set(numbers)) == 3, f"three different numbers are wanted: {message}"
+        assert len(set(map(len, numbers))) == 1, f"one is longer: {message}"
+        assert {helpers.part_of(n) for n in numbers} == {part}, (
+            f"a number isn't of the part {part}: draw it from the Contents"
+        )
+        right = sorted(numbers)[1]
+        assert answer == f"{right}.", f"to {message!r} the answer is {answer!r}"
+        places.append(numbers.index(right))
+    shares = [places.count(place) / len(places) for place in range(3)]
+    assert max(shares) < 0.5, f"the middle number is too often in one place: {shares}"
+
+
+@exercise("7.5")
+def exercise_7_5(preference_loss):
+    learner, fixed = helpers.GPTModel(TINY).eval(), helpers.GPTModel(TINY).eval()
+    pair, margins = [], torch.zeros(3)
+    for sign, lengths in ((1, (12, 8, 10)), (-1, (9, 15, 7))):
+        items = [([*range(n, 2 * n)], [i > 2 for i in range(n)]) for n in lengths]
+        pair.append(helpers.custom_collate_fn(items, pad_token_id=0))
+        for i, (inputs, targets) in enumerate(zip(*pair[-1], strict=True)):
+            for model, side in ((learner, sign), (fixed, -sign)):
+                loss, _ = helpers.answer_loss(model, inputs[None], targets[None])
+                margins[i] -= side * loss.item()
+    expected = F.softplus(-0.05 * margins).mean().item()
+    for start, beta, right in ((learner, 0.3, math.log(2)), (fixed, 0.05, expected)):
+        found = preference_loss(learner, start, *pair, beta=beta)
+        assert torch.is_tensor(found) and found.shape == () and found.requires_grad, (
+            "return one number with a gradient"
+        )
+        assert abs(found.item() - right) < 1e-3, f"got {found:.3f} and not {right:.3f}"
+    found.backward()
+    assert fixed.out_head.weight.grad is None, "the reference gets a gradient"
