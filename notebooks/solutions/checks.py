@@ -8,7 +8,7 @@ import random
 import re
 import sys
 from functools import wraps
-from itertools import pairwise, product
+from itertools import combinations, pairwise, product
 from pathlib import Path
 
 import torch
@@ -694,3 +694,96 @@ def exercise_7_5(preference_loss):
         assert abs(found.item() - right) < 1e-3, f"got {found:.3f} and not {right:.3f}"
     found.backward()
     assert fixed.out_head.weight.grad is None, "the reference gets a gradient"
+
+
+@exercise("8.1")
+def exercise_8_1(advantages_of_others):
+    rewards = torch.rand(3, 5)
+    mine = advantages_of_others(rewards)
+    assert torch.is_tensor(mine) and mine.shape == rewards.shape, (
+        "return a tensor of the shape of the rewards"
+    )
+    assert close(mine.sum(dim=1), torch.zeros(3)), (
+        "the advantages of a group should add up to zero; take the mean over G - 1"
+    )
+    for g in range(5):
+        others = torch.cat((rewards[:, :g], rewards[:, g + 1 :]), dim=1)
+        assert close(mine[:, g], rewards[:, g] - others.mean(dim=1)), (
+            "subtract the mean of the others in the same row, without the reward itself"
+        )
+
+
+@exercise("8.2")
+def exercise_8_2(pass_at_k):
+    for n, c, k in product((5, 8), (0, 1, 4, 5), (1, 2, 5)):
+        draws = list(combinations([True] * c + [False] * (n - c), k))
+        share = sum(map(any, draws)) / len(draws)
+        mine = pass_at_k(n, c, k)
+        assert mine == mine and abs(mine - share) < 1e-6, (
+            f"{c} of {n} are right and {k} are drawn: count the draws that are all "
+            f"wrong, among all draws"
+        )
+
+
+@exercise("8.3")
+def exercise_8_3(clipped_loss):
+    old = -torch.rand(2, 3)
+    new = old.clone().requires_grad_()
+    advantages = torch.tensor([1.0, -2.0])
+    loss = clipped_loss(new, old, advantages)
+    assert loss.shape == (), "return one number, the mean over all tokens"
+    assert close(loss, torch.tensor(0.5)), (
+        "with equal policies the ratio is 1, and the loss the mean of the advantages, "
+        "negative: each token has its answer's advantage"
+    )
+    (slope,) = torch.autograd.grad(loss, new)
+    assert close(slope, -advantages[:, None].expand(2, 3) / 6), (
+        "with equal policies the gradient should be the policy gradient's"
+    )
+    far = (old + torch.tensor([[0.5, -0.5, 0.0]])).requires_grad_()
+    (slope,) = torch.autograd.grad(clipped_loss(far, old, advantages), far)
+    assert slope[0, 0] == 0 and slope[1, 1] == 0, (
+        "where the ratio has gone beyond the clip in the wanted direction, the "
+        "gradient is zero"
+    )
+    assert slope[0, 1] != 0 and slope[1, 0] != 0, (
+        "where the ratio has gone the wrong way, the gradient must bring it back: "
+        "take the smaller of the two products"
+    )
+
+
+@exercise("8.4")
+def exercise_8_4(three_in_order):
+    words = ["oar", "fern", "lamp", "Rome", "bell"]
+    right = "bell fern lamp", "fern lamp oar", "bell lamp Rome", "lamp oar Rome"
+    wrong = {
+        "": "nothing at all",
+        "bell fern": "two words",
+        "bell fern lamp oar": "four words",
+        "bell bell fern": "a word twice",
+        "bell fern moon": "a word that isn't in the list",
+        "lamp fern bell": "another order",
+        "Bell fern lamp": "a word with another capital",
+        "bell  fern lamp": "two spaces",
+        "bell fern lamp.": "a full stop",
+        "bell fern Rome oar lamp": "the list in some order",
+    }
+    for answer in right:
+        assert three_in_order(answer, words) == 1, (
+            f"{answer!r} is right for {words}; capitals don't matter to the alphabet"
+        )
+    for answer, why in wrong.items():
+        assert three_in_order(answer, words) == 0, f"{why} was paid: {answer!r}"
+
+
+@exercise("8.5")
+def exercise_8_5(kl_terms):
+    new = torch.rand(6).log_softmax(dim=0)
+    old = torch.rand(6).log_softmax(dim=0)
+    mine = kl_terms(new, old)
+    assert torch.is_tensor(mine) and mine.shape == (6,), "one term for each sample"
+    assert (mine >= -1e-6).all(), "a term is negative: is x the new minus the old?"
+    exact = (new.exp() * (new - old)).sum()
+    assert close((new.exp() * mine).sum(), exact), (
+        "the expectation under the new policy should be the KL divergence"
+    )
