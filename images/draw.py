@@ -827,6 +827,59 @@ def chat_window(d):
     d.note((105, 247, "dropped"), fill=ORANGE)
 
 
+@figure("Learning from rewards: the loop", 330)
+def reward_loop(d):
+    """Problems go to the model, which answers each of them several times. A verifier
+    gives each answer a reward of 1 or 0. Within the group of answers to one problem,
+    rewards minus their mean are the advantages. The policy gradient changes the model,
+    which answers the next problems."""
+    problems = d.box(40, 60, 160, 62, "problems", "8 prompts", GOLD, SANS)
+    model = d.box(330, 60, 160, 62, "model", "the policy")
+    answers = d.box(
+        620, 60, 160, 62, "answers", "16 to each prompt", color=BLUE, font=SANS
+    )
+    verifier = d.box(620, 210, 160, 62, "verifier", "right or wrong?", ORANGE, SANS)
+    group = d.box(330, 210, 160, 62, "advantages", "reward − group's mean", GREEN, SANS)
+    step = d.box(40, 210, 160, 62, "policy gradient", "train_model", GREEN, SANS)
+    d.chain(problems, model, answers, verifier, group, step)
+    d.arrow(step.top, (120, 166), (410, 166), model.bottom, color=GREEN)
+    d.note((265, 78, "read once"), (555, 78, "samples"), fill=INK)
+    d.note((690, 166, "texts"), at="end", fill=INK)
+    d.note((555, 228, "rewards"), (265, 228, "what to raise,"), fill=INK)
+    d.note((265, 256, "what to lower"), fill=INK)
+    d.note((265, 152, "other weights, new answers"), fill=GREEN)
+    d.note((410, 306, "From outside, the model gets one number for each answer."))
+
+
+@figure("Advantages within a group", 300)
+def group_advantage(d):
+    """Two groups of five answers, a bar up to the reward of each. In the first two
+    rewards are 1 and three are 0; their mean is 0.4, and the advantages are +0.6 for
+    right answers and −0.4 for wrong ones. In the second all rewards are 0, the mean
+    too, and so are all advantages: the group has no signal."""
+    groups = (1, 0, 0, 1, 0), (0, 0, 0, 0, 0)
+    titles = "some right, some wrong", "all equal: no signal"
+    for g, (rewards, title) in enumerate(zip(groups, titles, strict=True)):
+        x, base, unit = 100 + 390 * g, 186, 120
+        mean = sum(rewards) / len(rewards)
+        d.bold((x + 140, 28, title), size=15)
+        for i, reward in enumerate(rewards):
+            left, color = x + 58 * i, GREEN if reward > mean else ORANGE
+            if reward == mean:
+                color = GREY
+            top = base - unit * reward
+            d.rect(left, top, 42, max(unit * reward, 2), tint(color, 0.3), color, 0)
+            d.text((left + 21, base + 16, reward))
+            sign = "+" if reward > mean else ""
+            d.bold((left + 21, base + 58, sign + dec(reward - mean, 1)), fill=color)
+        y = base - unit * mean
+        d.line((x - 12, y), (x + 290, y), color=PURPLE, dash="6 4")
+        d.note((x + 290, y - 12, f"mean {dec(mean, 1)}"), fill=PURPLE, at="end")
+    d.note((84, 202, "reward"), (84, 244, "advantage"), at="end", fill=INK)
+    d.note((240, 280, "the right answers up, the wrong ones down"))
+    d.note((630, 280, "nothing to learn: the group is skipped"))
+
+
 def main(names):
     for name in names or FIGURES:
         title, height, function = FIGURES[name]

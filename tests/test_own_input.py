@@ -185,3 +185,9 @@ def test_07_stops_before_training(model_07, tmp_path, monkeypatch, says, rows):
     path.write_text(json.dumps(rows), encoding="utf-8")
     with pytest.raises(ValueError, match=says):
         run("07_instruction_finetuning", monkeypatch, RECORDS=str(path), **FEW)
+
+
+def test_08_takes_another_model(model_07, monkeypatch):
+    few = {"TESTS": 2, "DIALOGUES_READ": 16, "SECONDS": 0.1, "STEPS": 1, "SEEDS": 1}
+    few |= {"PROMPTS, SAMPLES": (2, 3), "WORD_COUNTS": range(2, 5)}
+    run("08_learning_from_rewards", monkeypatch, **few)
