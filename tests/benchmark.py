@@ -12,6 +12,8 @@ Run it with: python tests/benchmark.py [--only ROW ...] [--markdown]
                the longest and running every block each time
     instruct   an epoch of tuning gpt2-mini, and 124M, on instructions: against batches
                in random order and logits at every position
+    rewards    sampling and training of gpt2-mini on 16 answers to each prompt: against
+               chapter 4's generate and passes in which no prompt is shared
 
 Each row runs in a process of its own, so that its peak memory is its own, and so does
 each model that ours is compared with. A figure and its limit are measured in turn; both
@@ -72,6 +74,7 @@ from helpers import (  # noqa: E402
     train_classifier,
     train_model,
 )
+from helpers import generate as sample  # noqa: E402
 
 MIRROR = Path(os.environ.get("COURSE_MIRROR", ROOT.parent / "shared" / "mirror"))
 if MIRROR.is_dir():
@@ -463,6 +466,38 @@ def instruct_line(name, model, tokenizer, records, rounds):
     return line(what, *rates, "records/s", 1.5)
 
 
+def rewards(prompts=8, samples=16, length=40, room=24, rounds=3):
+    """Tokens/s of answers, against every sample with a prompt of its own."""
+    model, _ = load_gpt2("gpt2-mini")
+    book = definitions_of("08_learning_from_rewards")
+    book.namespace |= {"NEWLINE": -1, "ENDS": torch.tensor([-1])}  # nothing ends early
+    ids = torch.randint(model.cfg["vocab_size"], (prompts, length))
+    each = ids.repeat_interleave(samples, dim=0)
+    answers = torch.randint(model.cfg["vocab_size"], (len(each), room))
+
+    def learn(prompts):
+        with torch.autocast("cpu", pick_precision(CPU)):
+            book["answer_log_probs"](model, prompts, answers).sum().backward()
+
+    sampled = partial(book["sample_answers"], model, ids, samples, room)
+    plain = partial(sample, model, each, room, length + room, temperature=1.0)
+    ways = {
+        "sampling answers: generate, prompts not shared": (sampled, plain),
+        "a policy step: prompts not shared": (
+            partial(learn, ids),
+            partial(learn, each),
+        ),
+    }
+    lines = []
+    for what, pair in ways.items():
+        times = [[seconds(way) for way in pair] for _ in range(rounds + 1)][1:]
+        rates = [
+            answers.numel() / statistics.median(c) for c in zip(*times, strict=True)
+        ]
+        lines.append(line(what, *rates, "tokens/s"))
+    return lines
+
+
 ROWS = {
     "train": train,
     "generate": generate,
@@ -470,6 +505,7 @@ ROWS = {
     "load": load,
     "spam": spam,
     "instruct": instruct,
+    "rewards": rewards,
 }
 
 

@@ -6,6 +6,7 @@ Run it with: pytest tests/test_rewards.py
 import copy
 import math
 import random
+from functools import partial
 from types import SimpleNamespace
 
 import pandas as pd
@@ -66,13 +67,11 @@ def test_tokens_are_drawn_with_their_probabilities():
     assert (found - MODEL(IDS[:1])[0, -1].softmax(dim=0)).abs().max() < 0.02
 
 
-def test_prompts_of_a_step_have_one_length_and_unseen_words():
-    task = lambda c: BOOK["reverse"](c, 2)  # noqa: E731
-    for part in ("training", "test"):
-        messages, _, ids = BOOK["draw_problems"](task, 3, random.Random(1), part)
-        assert ids.shape[0] == 3 == len(messages)
-        said = {word for text in messages for word in text.split(": ")[1].split(" ")}
-        assert {part_of(word) for word in said} == {part}
+def test_prompts_of_a_step_have_one_length_and_words_of_one_part():
+    task, rng = partial(BOOK["reverse"], n=2), random.Random(1)
+    messages, _, ids = BOOK["draw_problems"](task, 3, rng, "test")
+    said = {word for text in messages for word in text.split(": ")[1].split(" ")}
+    assert len(ids) == 3 and {part_of(word) for word in said} == {"test"}
 
 
 def test_log_probs_are_those_of_whole_texts_and_stop_at_the_end():
@@ -134,12 +133,10 @@ def test_dpo_starts_at_ln_2_and_prefers_the_better_answer():
     now = BOOK["answer_log_probs"](model, IDS, answers).sum(dim=1) - was
     assert (now[::2] - now[1::2]).mean() > 0
     torch.manual_seed(5)
-    (_, both, logs), *_ = BOOK["shuffle_labels"]([(IDS, answers, was)])
-    for i in range(0, 6, 2):
-        pair = both[i : i + 2], logs[i : i + 2]
-        order = [0, 1] if torch.equal(pair[0], answers[i : i + 2]) else [1, 0]
-        assert torch.equal(pair[0][order], answers[i : i + 2])
-        assert torch.equal(pair[1][order], was[i : i + 2])
+    ((_, both, logs),) = BOOK["shuffle_labels"]([(IDS, answers, was)])
+    order = [answers.tolist().index(row) for row in both.tolist()]
+    assert torch.equal(logs, was[order]) and sorted(order) == [*range(6)]
+    assert [i // 2 for i in order] == [0, 0, 1, 1, 2, 2]
 
 
 def test_finished_runs_are_not_made_again(tmp_path):
