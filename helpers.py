@@ -20,7 +20,7 @@ import zlib
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from itertools import chain, islice, pairwise, repeat
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -654,6 +654,23 @@ def generate_text_simple(model, idx, max_new_tokens, context_size):
     return idx
 
 
+@torch.no_grad()
+def init_weights(model):
+    """Give a GPTModel GPT-2's initial weights, wider where it is narrower; return it.
+
+    Sources: Radford et al. 2019, section 2.3; OpenAI's model.py. Notebook 03.
+    """
+    std = 0.02 * math.sqrt(768 / model.cfg["emb_dim"])
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            parameter.zero_()
+        elif parameter.dim() == 2:
+            writes = name.endswith(("out_proj.weight", "ff.layers.2.weight"))
+            n_additions = 2 * model.cfg["n_layers"] if writes else 1
+            parameter.normal_(0.0, std / math.sqrt(n_additions))
+    return model
+
+
 # =====================================================================================
 # Chapter 4: pretraining and generation
 # =====================================================================================
@@ -901,6 +918,16 @@ def mean_loss(model, batches, loss_fn=next_token_loss, num_batches=None):
     return total / n_targets
 
 
+def endless(batches):
+    """Yield the batches of a list or a loader again and again. Notebook 04."""
+    while True:
+        batch = None
+        for batch in batches:
+            yield batch
+        if batch is None:
+            raise ValueError("no batch: pass a list, or a loader with enough text")
+
+
 def train_model(
     model,
     batches,
@@ -939,7 +966,7 @@ def train_model(
     best = Path(run_dir) / "best.pth" if run_dir else None
     if best and best.exists():
         raise FileExistsError(f"{best} is of an earlier run: take another run_dir")
-    stream = chain.from_iterable(repeat(batches))
+    stream = endless(batches)
     history, seen, total, n_total = [], 0, 0.0, 0
     for step in tqdm(range(1, num_steps + 1), leave=False):
         # Gradient
