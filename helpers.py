@@ -33,7 +33,7 @@ import tiktoken
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from tqdm import tqdm
 
 # =====================================================================================
@@ -1208,7 +1208,7 @@ def random_split(df, train_frac, validation_frac, seed=123):
     return df[:train_end], df[train_end:validation_end], df[validation_end:]
 
 
-class SpamDataset(Dataset):
+class SpamDataset(TensorDataset):
     """Pairs of ids `(max_length,)`, padded, and a label; of a CSV file or a table.
 
     Its columns are `Label`, names or numbers of classes, and `Text`. Without
@@ -1218,23 +1218,17 @@ class SpamDataset(Dataset):
     def __init__(
         self, data, tokenizer, max_length=None, pad_token_id=50256, classes=None
     ):
-        classes = classes or ["ham", "spam"]
         if not isinstance(data, pd.DataFrame):
             data = pd.read_csv(data, keep_default_na=False)  # "null" is a word
         texts = [tokenizer.encode_ordinary(text)[:max_length] for text in data["Text"]]
         self.lengths = [len(ids) for ids in texts]
         self.max_length = max(self.lengths)
         rows = [ids + [pad_token_id] * (self.max_length - len(ids)) for ids in texts]
+        numbers = {name: i for i, name in enumerate(classes or ["ham", "spam"])}
+        numbers |= {i: i for i in numbers.values()}
         self.ids = torch.tensor(rows)  # (N, max_length)
-        numbers = {name: i for i, name in enumerate(classes)}
-        numbers |= {i: i for i in range(len(classes))}
         self.labels = torch.tensor([numbers[label] for label in data["Label"]])  # (N)
-
-    def __len__(self):
-        return len(self.ids)
-
-    def __getitem__(self, index):
-        return self.ids[index], self.labels[index]
+        super().__init__(self.ids, self.labels)
 
 
 class LengthBatches(Sampler):
@@ -1244,7 +1238,7 @@ class LengthBatches(Sampler):
     """
 
     def __init__(self, lengths, batch_size=8, shuffle=True, group=4):
-        self.lengths, self.batch_size = lengths, batch_size
+        self.lengths, self.batch_size = torch.tensor(lengths), batch_size
         self.shuffle, self.group = shuffle, group
 
     def __len__(self):
@@ -1252,14 +1246,12 @@ class LengthBatches(Sampler):
 
     def __iter__(self):
         generator = None if self.shuffle else torch.Generator().manual_seed(0)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        for start in range(0, len(order), self.group * self.batch_size):
-            group = order[start : start + self.group * self.batch_size]
-            group.sort(key=self.lengths.__getitem__)
-            cuts = range(0, len(group), self.batch_size)
-            batches = [group[i : i + self.batch_size] for i in cuts]
-            for i in torch.randperm(len(batches), generator=generator).tolist():
-                yield batches[i]
+        order = torch.randperm(len(self.lengths), generator=generator)
+        for group in order.split(self.group * self.batch_size):
+            by_length = group[self.lengths[group].argsort()]
+            batches = by_length.split(self.batch_size)
+            for i in torch.randperm(len(batches), generator=generator):
+                yield batches[i].tolist()
 
 
 def real_lengths(model, ids):
@@ -1296,13 +1288,12 @@ def class_loss(model, ids, labels):
 @torch.no_grad()
 def evaluate_classifier(model, loader):
     """Return loss and accuracy over a loader, for `train_model`. Notebook 06."""
-    device, loss, correct, n = next(model.parameters()).device, 0.0, 0, 0
-    for ids, labels in loader:
-        logits, labels = class_logits(model, ids.to(device)).float(), labels.to(device)
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        correct += (logits.argmax(dim=1) == labels).sum().item()
-        n += len(labels)
-    return {"val_loss": loss / n, "val_accuracy": correct / n}
+    device = next(model.parameters()).device
+    found = [(class_logits(model, ids.to(device)), labels) for ids, labels in loader]
+    logits, labels = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+    loss = F.cross_entropy(logits.float(), labels).item()
+    correct = (logits.argmax(dim=1) == labels).float().mean().item()
+    return {"val_loss": loss, "val_accuracy": correct}
 
 
 def train_classifier(
@@ -1327,10 +1318,9 @@ def classify_review(
 ):
     """Return the class that a message most probably belongs to. Notebook 06."""
     model.eval()
-    limit = min(max_length or math.inf, model.cfg["context_length"])
-    ids = torch.tensor([tokenizer.encode_ordinary(text)[:limit]])  # (1, T)
-    logits = class_logits(model, ids.to(next(model.parameters()).device))
-    return classes[logits.argmax(dim=1).item()]
+    ids = tokenizer.encode_ordinary(text)[:max_length][: model.cfg["context_length"]]
+    ids = torch.tensor([ids], device=model.tok_emb.weight.device)  # (1, T)
+    return classes[class_logits(model, ids).argmax(dim=1).item()]
 
 
 class LoRALayer(nn.Module):
