@@ -20,7 +20,7 @@ import zlib
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from itertools import chain, islice, pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import matplotlib as mpl
