@@ -20,7 +20,7 @@ import zlib
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from itertools import chain, islice, pairwise, repeat
+from itertools import islice, pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -33,7 +33,7 @@ import tiktoken
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from tqdm import tqdm
 
 # =====================================================================================
@@ -654,6 +654,23 @@ def generate_text_simple(model, idx, max_new_tokens, context_size):
     return idx
 
 
+@torch.no_grad()
+def init_weights(model):
+    """Give a GPTModel GPT-2's initial weights, wider where it is narrower; return it.
+
+    Sources: Radford et al. 2019, section 2.3; OpenAI's model.py. Notebook 03.
+    """
+    std = 0.02 * math.sqrt(768 / model.cfg["emb_dim"])
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            parameter.zero_()
+        elif parameter.dim() == 2:
+            writes = name.endswith(("out_proj.weight", "ff.layers.2.weight"))
+            n_additions = 2 * model.cfg["n_layers"] if writes else 1
+            parameter.normal_(0.0, std / math.sqrt(n_additions))
+    return model
+
+
 # =====================================================================================
 # Chapter 4: pretraining and generation
 # =====================================================================================
@@ -901,6 +918,16 @@ def mean_loss(model, batches, loss_fn=next_token_loss, num_batches=None):
     return total / n_targets
 
 
+def endless(batches):
+    """Yield the batches of a list or a loader again and again. Notebook 04."""
+    while True:
+        batch = None
+        for batch in batches:
+            yield batch
+        if batch is None:
+            raise ValueError("no batch: pass a list, or a loader with enough text")
+
+
 def train_model(
     model,
     batches,
@@ -939,7 +966,7 @@ def train_model(
     best = Path(run_dir) / "best.pth" if run_dir else None
     if best and best.exists():
         raise FileExistsError(f"{best} is of an earlier run: take another run_dir")
-    stream = chain.from_iterable(repeat(batches))
+    stream = endless(batches)
     history, seen, total, n_total = [], 0, 0.0, 0
     for step in tqdm(range(1, num_steps + 1), leave=False):
         # Gradient
@@ -1181,7 +1208,7 @@ def random_split(df, train_frac, validation_frac, seed=123):
     return df[:train_end], df[train_end:validation_end], df[validation_end:]
 
 
-class SpamDataset(Dataset):
+class SpamDataset(TensorDataset):
     """Pairs of ids `(max_length,)`, padded, and a label; of a CSV file or a table.
 
     Its columns are `Label`, names or numbers of classes, and `Text`. Without
@@ -1191,23 +1218,17 @@ class SpamDataset(Dataset):
     def __init__(
         self, data, tokenizer, max_length=None, pad_token_id=50256, classes=None
     ):
-        classes = classes or ["ham", "spam"]
         if not isinstance(data, pd.DataFrame):
             data = pd.read_csv(data, keep_default_na=False)  # "null" is a word
         texts = [tokenizer.encode_ordinary(text)[:max_length] for text in data["Text"]]
         self.lengths = [len(ids) for ids in texts]
         self.max_length = max(self.lengths)
         rows = [ids + [pad_token_id] * (self.max_length - len(ids)) for ids in texts]
+        numbers = {name: i for i, name in enumerate(classes or ["ham", "spam"])}
+        numbers |= {i: i for i in numbers.values()}
         self.ids = torch.tensor(rows)  # (N, max_length)
-        numbers = {name: i for i, name in enumerate(classes)}
-        numbers |= {i: i for i in range(len(classes))}
         self.labels = torch.tensor([numbers[label] for label in data["Label"]])  # (N)
-
-    def __len__(self):
-        return len(self.ids)
-
-    def __getitem__(self, index):
-        return self.ids[index], self.labels[index]
+        super().__init__(self.ids, self.labels)
 
 
 class LengthBatches(Sampler):
@@ -1217,7 +1238,7 @@ class LengthBatches(Sampler):
     """
 
     def __init__(self, lengths, batch_size=8, shuffle=True, group=4):
-        self.lengths, self.batch_size = lengths, batch_size
+        self.lengths, self.batch_size = torch.tensor(lengths), batch_size
         self.shuffle, self.group = shuffle, group
 
     def __len__(self):
@@ -1225,14 +1246,12 @@ class LengthBatches(Sampler):
 
     def __iter__(self):
         generator = None if self.shuffle else torch.Generator().manual_seed(0)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        for start in range(0, len(order), self.group * self.batch_size):
-            group = order[start : start + self.group * self.batch_size]
-            group.sort(key=self.lengths.__getitem__)
-            cuts = range(0, len(group), self.batch_size)
-            batches = [group[i : i + self.batch_size] for i in cuts]
-            for i in torch.randperm(len(batches), generator=generator).tolist():
-                yield batches[i]
+        order = torch.randperm(len(self.lengths), generator=generator)
+        for group in order.split(self.group * self.batch_size):
+            by_length = group[self.lengths[group].argsort()]
+            batches = by_length.split(self.batch_size)
+            for i in torch.randperm(len(batches), generator=generator):
+                yield batches[i].tolist()
 
 
 def real_lengths(model, ids):
@@ -1269,13 +1288,12 @@ def class_loss(model, ids, labels):
 @torch.no_grad()
 def evaluate_classifier(model, loader):
     """Return loss and accuracy over a loader, for `train_model`. Notebook 06."""
-    device, loss, correct, n = next(model.parameters()).device, 0.0, 0, 0
-    for ids, labels in loader:
-        logits, labels = class_logits(model, ids.to(device)).float(), labels.to(device)
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        correct += (logits.argmax(dim=1) == labels).sum().item()
-        n += len(labels)
-    return {"val_loss": loss / n, "val_accuracy": correct / n}
+    device = next(model.parameters()).device
+    found = [(class_logits(model, ids.to(device)), labels) for ids, labels in loader]
+    logits, labels = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+    loss = F.cross_entropy(logits.float(), labels).item()
+    correct = (logits.argmax(dim=1) == labels).float().mean().item()
+    return {"val_loss": loss, "val_accuracy": correct}
 
 
 def train_classifier(
@@ -1300,10 +1318,9 @@ def classify_review(
 ):
     """Return the class that a message most probably belongs to. Notebook 06."""
     model.eval()
-    limit = min(max_length or math.inf, model.cfg["context_length"])
-    ids = torch.tensor([tokenizer.encode_ordinary(text)[:limit]])  # (1, T)
-    logits = class_logits(model, ids.to(next(model.parameters()).device))
-    return classes[logits.argmax(dim=1).item()]
+    ids = tokenizer.encode_ordinary(text)[:max_length][: model.cfg["context_length"]]
+    ids = torch.tensor([ids], device=model.tok_emb.weight.device)  # (1, T)
+    return classes[class_logits(model, ids).argmax(dim=1).item()]
 
 
 class LoRALayer(nn.Module):
@@ -1368,10 +1385,7 @@ RESPONSE = "\n\n### Response:\n"
 
 
 def format_input(entry):
-    """Return the prompt of an instruction in Alpaca's format, up to the response.
-
-    Source: Taori et al. 2023 (Stanford Alpaca). Notebook 07.
-    """
+    """Return the prompt in Alpaca's format, up to RESPONSE. Notebook 07."""
     text = (
         "Below is an instruction that describes a task. "
         "Write a response that appropriately completes the request."
@@ -1380,68 +1394,48 @@ def format_input(entry):
     return text + (f"\n\n### Input:\n{entry['input']}" if entry.get("input") else "")
 
 
-class AnswerDataset(Dataset):
-    """Pairs of ids and marks, true where an id is to be learnt. Notebook 07.
+class AnswerDataset(list):
+    """Pairs `(ids, marks)`, the marks true where an id is learnt. Notebook 07."""
 
-    `examples` are lists of parts `(text, is_answer)`; the text None is the end.
-    """
-
-    def __init__(self, examples, tokenizer, max_length=None):
-        (self.end_id,) = tokenizer.encode(END, allowed_special={END})
-        self.items = []
-        for parts in examples:
+    def __init__(self, examples, tokenizer, max_length=math.inf, end=END):
+        (self.end_id,) = tokenizer.encode(end, allowed_special={END})
+        for pairs in examples:
             ids, marks = [], []
-            for text, is_answer in parts:
-                end = text is None
-                new = [self.end_id] if end else tokenizer.encode_ordinary(text)
-                ids += new
-                marks += [is_answer] * len(new)
-            if len(ids) - 1 <= (max_length or math.inf):
-                self.items.append((ids, marks))
-        if left_out := len(examples) - len(self.items):
+            for prompt, answer in pairs:
+                prompt, answer = map(tokenizer.encode_ordinary, (prompt, answer))
+                ids += [*prompt, *answer, self.end_id]
+                marks += [False] * len(prompt) + [True] * (len(answer) + 1)
+            if len(ids) - 1 <= max_length:
+                self.append((ids, marks))
+        if left_out := len(examples) - len(self):
             print(f"{left_out} of {len(examples)} examples left out: too long")
-        if not self.items:
+        if not self:
             raise ValueError(f"no example fits into {max_length} tokens: shorten them")
-        self.lengths = [len(ids) for ids, _ in self.items]
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
+        self.lengths = [len(ids) for ids, _ in self]
 
 
 class InstructionDataset(AnswerDataset):
     """Records in Alpaca's format; the response and its end are learnt. Notebook 07."""
 
-    def __init__(self, data, tokenizer, max_length=None):
-        prompts = [(format_input(entry) + RESPONSE, False) for entry in data]
-        answers = [[(entry["output"], True), (None, True)] for entry in data]
-        examples = [[p, *a] for p, a in zip(prompts, answers, strict=True)]
-        super().__init__(examples, tokenizer, max_length)
+    def __init__(self, data, tokenizer, max_length=math.inf):
+        pairs = [[(format_input(entry) + RESPONSE, entry["output"])] for entry in data]
+        super().__init__(pairs, tokenizer, max_length)
 
 
 def custom_collate_fn(
-    batch,
-    pad_token_id=50256,
-    ignore_index=-100,
-    allowed_max_length=None,
-    device="cpu",
+    batch, pad_token_id=50256, ignore_index=-100, allowed_max_length=None, device="cpu"
 ):
-    """Return inputs and targets `(B, T)` of an AnswerDataset's items. Notebook 07.
-
-    Plain lists of ids are learnt whole, and an end after them, as in the book.
-    """
+    """Return inputs and targets `(B, T)`; plain lists are learnt whole. Notebook 07."""
     inputs, targets = [], []
     for item in batch:
         if not isinstance(item, tuple):
             item = [*item, pad_token_id], [True] * (len(item) + 1)
-        ids, marks = torch.tensor(item[0]), torch.tensor(item[1])
+        ids, marks = map(torch.tensor, item)
         inputs.append(ids[:-1][:allowed_max_length])
         targets.append(ids.where(marks, ignore_index)[1:][:allowed_max_length])
-    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
-    inputs = pad(inputs, padding_value=pad_token_id)  # (B, T)
-    return inputs.to(device), pad(targets, padding_value=ignore_index).to(device)
+    inputs = nn.utils.rnn.pad_sequence(inputs, True, pad_token_id)  # (B, T)
+    targets = nn.utils.rnn.pad_sequence(targets, True, ignore_index)  # (B, T)
+    return inputs.to(device), targets.to(device)
 
 
 def answer_loader(dataset, batch_size=8, shuffle=True):
@@ -1458,10 +1452,8 @@ def answer_loss(model, inputs, targets):
     return F.cross_entropy(logits, targets[counted], reduction="sum"), counted.sum()
 
 
-# The dialogue tasks: functions of a Contents, which return turns (message, answer).
-
 DIALOGUES = json.loads((DATA / "dialogues.json").read_text(encoding="utf-8"))
-PHRASES, KNOWN, DEEDS = (DIALOGUES[key] for key in ("phrases", "known", "deeds"))
+PHRASES, KNOWN = DIALOGUES["phrases"], DIALOGUES["known"]
 
 
 def part_of(content):
@@ -1471,13 +1463,12 @@ def part_of(content):
 
 
 class Contents:
-    """Draws words and numbers for a dialogue, each at most once. Notebook 07."""
+    """Words, numbers and facts of a dialogue, none of them twice. Notebook 07."""
 
     def __init__(self, rng, words, part):
         self.rng, self.words, self.part, self.used = rng, words, part, set()
 
     def draw(self, kind, digits=None):
-        """Return a word of a list, or a number of two to four digits."""
         while True:
             if kind == "number":
                 size = digits or self.rng.randint(2, 4)
@@ -1489,40 +1480,31 @@ class Contents:
                 return content
 
     def phrase(self, name, **values):
-        """Return one of the phrasings of that name, with values put in."""
         return self.rng.choice(PHRASES[name]).format(**values)
 
     def row(self, low, high):
-        """Return a few words of any kind."""
         kinds = [kind for kind in self.words if kind != "deed"]
         count = self.rng.randint(low, high)
         return [self.draw(self.rng.choice(kinds)) for _ in range(count)]
 
+    def facts(self, count):
+        known, kind = self.rng.choice(list(KNOWN.items()))
+        people = self.rng.sample(DIALOGUES["people"], count + 1)
+        things = [f"{person}'s {known}" if person else known for person in people]
+        facts = {thing: self.draw(kind) for thing in things[:count]}
+        other = self.rng.choice([k for k in KNOWN if k != known])
+        return facts, [things[count], things[0].replace(known, other)]  # two untold
 
-def draw_facts(c, count):
-    """Return facts of one kind, `{thing: value}`, and two untold ones. Notebook 07."""
-    known, kind = c.rng.choice(list(KNOWN.items()))
-    people = c.rng.sample(DIALOGUES["people"], count + 1)
-    things = [f"{person}'s {known}" if person else known for person in people]
-    facts = {thing: c.draw(kind) for thing in things[:count]}
-    other = c.rng.choice([k for k in KNOWN if k != known])  # of a person that was named
-    return facts, [things[count], f"{people[0]}'s {other}" if people[0] else other]
+    def tell(self, facts, how="tell"):
+        if len(facts) > 1 and self.rng.random() < 0.3:
+            told = " and ".join(f"my {t} is {v}" for t, v in facts.items())
+            return [(f"M{told[1:]}.", self.rng.choice(PHRASES["heard"][:5]))]
+        facts = [{"t": thing, "v": value} for thing, value in facts.items()]
+        return [(self.phrase(how, **f), self.phrase("heard", **f)) for f in facts]
 
-
-def tell(c, facts, how="tell"):
-    """Return turns that state facts, in one message or in one each. Notebook 07."""
-    if len(facts) > 1 and c.rng.random() < 0.3:
-        told = " and ".join(f"my {t} is {v}" for t, v in facts.items())
-        return [(f"{told[0].upper()}{told[1:]}.", c.rng.choice(PHRASES["heard"][:5]))]
-    return [
-        (c.phrase(how, t=t, v=v), c.phrase("heard", t=t, v=v)) for t, v in facts.items()
-    ]
-
-
-def ask(c, facts, thing):
-    """Return the turn that asks for a fact. Notebook 07."""
-    known = f"Your {thing} is {facts[thing]}." if thing in facts else None
-    return c.phrase("ask", t=thing), known or DIALOGUES["unknown"]
+    def ask(self, facts, thing):
+        known = f"Your {thing} is {facts[thing]}." if thing in facts else None
+        return self.phrase("ask", t=thing), known or DIALOGUES["unknown"]
 
 
 def chatter(c, count):
@@ -1536,9 +1518,9 @@ def chatter(c, count):
 
 def recall(c, between=0):
     """Two or three facts of one kind; one of them is asked for. Notebook 07."""
-    facts, _ = draw_facts(c, c.rng.randint(2, 3))
-    turns = tell(c, facts) + chatter(c, between)
-    return [*turns, ask(c, facts, c.rng.choice(list(facts)))]
+    facts, _ = c.facts(c.rng.randint(2, 3))
+    turns = c.tell(facts) + chatter(c, between)
+    return [*turns, c.ask(facts, c.rng.choice(list(facts)))]
 
 
 def later(c):
@@ -1548,39 +1530,35 @@ def later(c):
 
 def corrected(c):
     """One fact of several is corrected; mostly that one is asked for. Notebook 07."""
-    facts, _ = draw_facts(c, c.rng.randint(2, 3))
-    turns = tell(c, facts) + chatter(c, c.rng.randint(0, 1))
+    facts, _ = c.facts(c.rng.randint(2, 3))
+    turns = c.tell(facts) + chatter(c, c.rng.randint(0, 1))
     thing = c.rng.choice(list(facts))
-    kind = KNOWN[next(known for known in KNOWN if thing.endswith(known))]
-    facts[thing] = c.draw(kind, len(facts[thing]))
-    turns += tell(c, {thing: facts[thing]}, "change") + chatter(c, c.rng.randint(0, 1))
+    facts[thing] = c.draw(KNOWN[thing.split("'s ")[-1]], digits=len(facts[thing]))
+    turns += c.tell({thing: facts[thing]}, "change") + chatter(c, c.rng.randint(0, 1))
     asked = thing if c.rng.random() < 0.7 else c.rng.choice(list(facts))
-    return [*turns, ask(c, facts, asked)]
+    return [*turns, c.ask(facts, asked)]
 
 
 def unknown(c):
     """One to three facts; another one, never told, is asked for. Notebook 07."""
-    facts, others = draw_facts(c, c.rng.randint(1, 3))
-    turns = tell(c, facts) + chatter(c, c.rng.randint(0, 1))
-    return [*turns, ask(c, {}, c.rng.choice(others))]
+    facts, others = c.facts(c.rng.randint(1, 3))
+    turns = c.tell(facts) + chatter(c, c.rng.randint(0, 1))
+    return [*turns, c.ask(facts, c.rng.choice(others))]
 
 
 def find(c):
     """A question about one of several sentences, often of one verb. Notebook 07."""
-    count = c.rng.randint(2, 3)
-    verbs = c.rng.choices(list(DEEDS), k=1) * 3 if c.rng.random() < 0.5 else list(DEEDS)
-    verbs = c.rng.sample(verbs, count)
-    said = [(c.draw("name"), verb, c.draw("object"), c.draw("spot")) for verb in verbs]
-    told = [f"{n} {verb} the {o} {DEEDS[verb][1]} the {s}." for n, verb, o, s in said]
-    n, verb, o, s = c.rng.choice(said)
-    base, where = DEEDS[verb]
-    questions = {
-        f"What did {n} {base}?": f"The {o}.",
-        f"Where did {n} {base} the {o}?": f"{where.title()} the {s}.",
-        f"Who {verb} the {o}?": f"{n}.",
-    }
-    question, answer = c.rng.choice(list(questions.items()))
-    return [(f"{' '.join(told)} {question}", answer)]
+    count, deeds = c.rng.randint(2, 3), DIALOGUES["deeds"]
+    if c.rng.random() < 0.5:
+        deeds = c.rng.choices(deeds) * 3
+    said = []
+    for deed in c.rng.sample(deeds, count):
+        said.append(deed | {kind: c.draw(kind) for kind in ("name", "object", "spot")})
+    sentence = "{name} {did} the {object} {where} the {spot}."
+    told = " ".join(sentence.format(**deed) for deed in said)
+    asked = c.rng.choice(said)
+    question, answer = c.rng.choice(PHRASES["find"])
+    return [(f"{told} {question.format(**asked)}", answer.format(**asked))]
 
 
 def larger(c):
@@ -1607,16 +1585,8 @@ def reverse_words(c):
     return [(c.phrase("reverse", s=" ".join(words)), " ".join(reversed(words)))]
 
 
-TASKS = {
-    "recall": recall,
-    "later": later,
-    "corrected": corrected,
-    "unknown": unknown,
-    "find": find,
-    "larger": larger,
-    "repeat": repeat_words,
-    "reverse": reverse_words,
-}
+TASKS = [recall, later, corrected, unknown, find, larger, repeat_words, reverse_words]
+TASKS = {task.__name__.removesuffix("_words"): task for task in TASKS}
 
 
 def make_dialogue(number, words, kind=None, part="training"):
@@ -1627,58 +1597,10 @@ def make_dialogue(number, words, kind=None, part="training"):
 
 
 class DialogueDataset(AnswerDataset):
-    """Dialogues, lists of turns `(message, answer)`; Notebook 07."""
+    """Dialogues, lists of turns `(message, answer)`, a line each. Notebook 07."""
 
-    def __init__(self, dialogues, tokenizer, max_length=None, only_last=False):
+    def __init__(self, dialogues, tokenizer, max_length=math.inf):
         examples = []
         for turns in dialogues:
-            parts = []
-            for message, answer in turns:
-                parts.append((f"User: {message}\nAssistant:", False))
-                parts.append((f" {answer}\n", not only_last))
-            examples.append([*parts[:-1], (parts[-1][0], True)])
-        super().__init__(examples, tokenizer, max_length)
-
-
-class Chat:
-    """A conversation with a tuned model, as far as its window reaches. Notebook 07.
-
-    `trace` has a pair for each token of the last answer: its id, and the logits `(V)`.
-    """
-
-    def __init__(self, model, tokenizer, max_new_tokens=60, **controls):
-        self.model, self.tokenizer, self.controls = model.eval(), tokenizer, controls
-        self.max_new_tokens, self.limit = max_new_tokens, model.cfg["context_length"]
-        self.turns, self.history, self.trace = [], [], []
-        self.cache = KVCache()
-
-    @torch.no_grad()
-    def stream(self, message):
-        """Yield the answer to a message, in pieces of text."""
-        encode, decode = self.tokenizer.encode_ordinary, self.tokenizer.decode
-        prompt = encode(f"User: {' '.join(message.split())}\nAssistant:")
-        room = self.limit - self.max_new_tokens - len(prompt)
-        if room < 0:
-            raise ValueError(f"write less: {-room} tokens don't fit into the window")
-        while sum(map(len, self.history)) > room:
-            del self.history[0]  # the oldest turn
-            self.cache = KVCache()
-        device = next(self.model.parameters()).device
-        idx = torch.tensor([[*chain(*self.history), *prompt]], device=device)  # (1, T)
-        self.trace, written, text = [], [], ""
-        try:
-            for _ in range(self.max_new_tokens):
-                logits = next_token_logits(self.model, idx, self.limit, self.cache)
-                idx_next = sample_token(logits, **self.controls)  # (1, 1)
-                self.trace.append((idx_next.item(), logits[0]))
-                if decode([idx_next.item()]) in ("\n", END):
-                    break
-                written.append(idx_next.item())
-                idx = torch.cat((idx, idx_next), dim=1)
-                so_far = decode(written).removeprefix(" ")
-                if not so_far.endswith("\ufffd"):  # half a character
-                    piece, text = so_far[len(text) :], so_far
-                    yield piece
-        finally:  # also where nobody wants to hear the rest
-            self.turns.append((message, text))
-            self.history.append([*prompt, *written, *encode("\n")])
+            examples.append([(f"User: {m}\nAssistant:", f" {a}") for m, a in turns])
+        super().__init__(examples, tokenizer, max_length, end="\n")

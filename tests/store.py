@@ -21,7 +21,11 @@ from notebook_cells import NOTEBOOKS, notebook_paths
 ROOT = NOTEBOOKS.parent
 PLOTS = {
     "04_pretraining.ipynb": ("loss-plot.png", "temperature-plot.png"),
-    "06_spam_finetuning.ipynb": ("spam-loss-plot.png", "spam-accuracy-plot.png"),
+    "06_spam_finetuning.ipynb": (
+        "spam-loss-plot.png",
+        "spam-accuracy-plot.png",
+        "spam-curve-plot.png",
+    ),
 }
 
 

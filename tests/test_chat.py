@@ -7,7 +7,6 @@ import io
 import json
 import random
 import re
-import urllib.error
 import zlib
 
 import pytest
@@ -20,7 +19,6 @@ from helpers import (
     KNOWN,
     TASKS,
     BPETokenizer,
-    Chat,
     DialogueDataset,
     GPTModel,
     InstructionDataset,
@@ -31,7 +29,6 @@ from helpers import (
     generate,
     make_dialogue,
     mean_loss,
-    merge_lora,
     next_token_loss,
     part_of,
     replace_linear_with_lora,
@@ -40,38 +37,28 @@ from helpers import (
 
 END = "<|endoftext|>"
 BYTES = BPETokenizer((), [END])  # 256 bytes and the end: 257 entries
-TINY = {
-    "vocab_size": 257,
-    "context_length": 256,
-    "emb_dim": 32,
-    "n_heads": 2,
-    "n_layers": 1,
-    "drop_rate": 0.0,
-    "qkv_bias": True,
-    "tie_weights": True,
-}
+TINY = {"vocab_size": 257, "context_length": 256, "emb_dim": 32, "n_heads": 2}
+TINY |= {"n_layers": 1, "drop_rate": 0.0, "qkv_bias": True, "tie_weights": True}
 RECORD = {"instruction": "Name a colour.", "input": "", "output": "Blue."}
 LONGER = {"instruction": "Say it twice.", "input": "sea", "output": "sea sea"}
 WORDS = DIALOGUES["contents"]
 NOTEBOOK = definitions_of("07_instruction_finetuning")
+Chat = NOTEBOOK["Chat"]
 
 
 def tiny_model(seed=1, **changes):
-    """Return a small model with the weights of `seed`."""
     torch.manual_seed(seed)
     return GPTModel(TINY | changes).eval()
 
 
 def decode(ids):
-    """Return the text of a tensor or list of ids."""
     return BYTES.decode([int(i) for i in ids])
 
 
 def tuned(dataset, steps=60):
     """Return a tiny model that knows a dataset's answers."""
     model, loader = tiny_model(), answer_loader(dataset)
-    options = {"peak_lr": 2e-2, "precision": torch.float32}
-    train_model(model, loader, answer_loss, steps, **options)
+    train_model(model, loader, answer_loss, steps, 2e-2, precision=torch.float32)
     return model.eval()
 
 
@@ -102,7 +89,7 @@ def test_collate_gives_the_books_example():
 def test_only_the_response_and_its_end_are_targets():
     tricky = RECORD | {"instruction": f"Say {END}.", "output": f"No {END}"}
     data = InstructionDataset([RECORD, LONGER, tricky], BYTES)
-    inputs, targets = custom_collate_fn(list(data), data.end_id)
+    inputs, targets = custom_collate_fn(data, data.end_id)
     said = [decode(row[row != -100]) for row in targets]
     assert said == [f"Blue.{END}", f"sea sea{END}", f"No {END}{END}"]
     assert (targets == data.end_id).sum(dim=1).tolist() == [1, 1, 1]
@@ -152,25 +139,19 @@ def test_logits_of_answers_alone_change_neither_loss_nor_gradient(lora):
     torch.testing.assert_close(found[0][2], found[1][2], atol=1e-4, rtol=1e-3)
 
 
-def test_a_tuned_model_answers_and_lora_merges():
+def test_a_tuned_model_answers():
     data = InstructionDataset([RECORD, LONGER], BYTES)
     model = tuned(data)
     assert mean_loss(model, answer_loader(data), answer_loss) < 0.1
     prompt = torch.tensor([data[0][0][: data[0][1].index(True)]])
     out = generate(model, prompt, 20, 256, eos_id=data.end_id)
     assert decode(out[0, prompt.shape[1] :]) == "Blue."
-    replace_linear_with_lora(model, rank=2, alpha=4)
-    merge_lora(model)
-    assert torch.equal(generate(model, prompt, 20, 256, eos_id=data.end_id), out)
 
 
 def test_records_are_read_from_json_and_json_lines(tmp_path):
     path = tmp_path / "own.json"
     rows = [{"instruction": "Go.", "output": "é"}, RECORD | {"input": None}]
-    for text in (
-        json.dumps(rows, indent=1),
-        "\n".join(map(json.dumps, rows)) + "\n\n",
-    ):
+    for text in (json.dumps(rows, indent=1), "\n".join(map(json.dumps, rows)) + "\n\n"):
         path.write_text(text, encoding="utf-8-sig")
         records = NOTEBOOK["read_records"](path)
         assert [entry["input"] for entry in records] == ["", ""]
@@ -199,15 +180,12 @@ def test_a_judge_is_asked_with_the_answer(monkeypatch):
     asked = []
 
     def urlopen(address, data, timeout):
-        asked.append((address, json.loads(data)))
+        asked.append(json.loads(data))
         return io.StringIO(json.dumps({"response": "I give 85."}))
 
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    assert NOTEBOOK["judge"](LONGER, "sea", "llama") == 85
-    address, body = asked[0]
-    assert address.endswith("/api/generate") and body["model"] == "llama"
-    assert "sea sea" in body["prompt"] and "### Input" in body["prompt"]
-    assert issubclass(urllib.error.URLError, OSError)  # what nobody there raises
+    assert NOTEBOOK["judge"](LONGER, "sea") == 85
+    assert "sea sea" in asked[0]["prompt"] and "### Input" in asked[0]["prompt"]
 
 
 # Dialogue tasks
@@ -218,9 +196,8 @@ def test_parts_are_a_sixteenth_each_and_ignore_case():
     parts = [part_of(n) for n in range(10_000)]
     for part in ("test", "validation"):
         assert 0.05 < parts.count(part) / len(parts) < 0.075
-        assert all(
-            sum(part_of(w) == part for w in words) > 12 for words in WORDS.values()
-        )
+        for words in WORDS.values():
+            assert sum(part_of(word) == part for word in words) > 12
 
 
 def test_training_dialogues_are_those_that_gpt2_mini_has_read():
@@ -286,17 +263,14 @@ def test_dialogues_as_examples():
     assert decode(ids) == (
         "User: Hi\nAssistant: Hello.\nUser: Bye\nAssistant: See you.\n"
     )
-    pairs = list(zip(ids, marks, strict=True))
+    pairs = zip(ids, marks, strict=True)
     assert decode(i for i, mark in pairs if mark) == " Hello.\n See you.\n"
-    ids, marks = DialogueDataset([turns], BYTES, only_last=True)[0]
-    pairs = list(zip(ids, marks, strict=True))
-    assert decode(i for i, mark in pairs if mark) == " See you.\n"
 
 
 def test_exact_match_in_one_pass_is_that_of_writing():
     made = [[(text, text[::-1])] for text in ("ab", "cd", "ef", "gh", "ij", "kl")]
     model = tuned(DialogueDataset(made[:3], BYTES), steps=80)
-    data = DialogueDataset(made, BYTES, only_last=True)
+    data = DialogueDataset(made, BYTES)
     NOTEBOOK["exact_matches"].__globals__["device"] = torch.device("cpu")
     found = NOTEBOOK["exact_matches"](model, data)
     for (ids, marks), right in zip(data, found, strict=True):
@@ -394,15 +368,15 @@ def test_an_interrupted_answer_leaves_a_chat_that_works(parrot):
 def test_the_panel_sends_shows_and_looks_behind_a_token(parrot):
     NOTEBOOK["likely"].__globals__["tokenizer"] = BYTES
     panel = NOTEBOOK["chat_panel"](Chat(parrot, BYTES))
-    log, line, _, step_line, chart = panel.children
+    log, line, _, step, chart = panel.children
     box, send = line.children
-    box.value = "<b>Hi</b>"
-    send.click()
-    assert "&lt;b&gt;Hi" in log.value and box.value == ""
     box.value = "Hi"
-    box._handle_custom_msg({"event": "submit"}, [])  # Enter
-    assert log.value.endswith("Hello.")
+    send.click()
+    assert log.value.endswith("Hello.") and box.value == ""
     first = chart.value
-    step_line.children[1].value = 2
+    step.value = 2
     assert chart.value != first and "&#x27;H&#x27;" in chart.value
-    assert step_line.children[1].max == len(" Hello.\n")
+    assert step.max == len(" Hello.\n")
+    box.value = "<b>Hi</b>"
+    box._handle_custom_msg({"event": "submit"}, [])  # Enter
+    assert "&lt;b&gt;Hi" in log.value and step.value == 1

@@ -85,7 +85,7 @@ def alone(text, tmp_path_factory):
 
 def test_learns_and_logs(alone):
     _, rows = alone
-    assert column(rows, "step") == [6, 12, 16, 18, 24]  # at 16 the fall begins
+    assert column(rows, "step") == [6, 12, 18, 24]
     assert column(rows, "tokens")[-1] == 6144
     bits = column(rows, "tinystories_bits")
     assert bits[-1] < bits[0] - 0.1
@@ -127,14 +127,6 @@ def test_a_killed_run_ends_with_the_same_weights(alone, text, tmp_path):
     assert all(torch.equal(weights(tmp_path)[k], v) for k, v in weights(out).items())
 
 
-def test_a_run_is_prolonged_from_its_stable_part(alone, text, tmp_path):
-    out, _ = alone
-    (tmp_path / "last.pth").write_bytes((out / "stable.pth").read_bytes())
-    prolonged = run(text, tmp_path, "--tokens", 8192)
-    longer = run(text, tmp_path / "longer", "--tokens", 8192)
-    assert prolonged[-1]["train_nats"] == longer[-1]["train_nats"]
-
-
 @pytest.mark.parametrize("option", [("--peak-lr", 0.01), ("--tokens", 8192)])
 def test_other_options_refuse_to_resume(alone, text, option):
     with pytest.raises(SystemExit, match=option[0].strip("-").replace("-", "_")):
@@ -142,9 +134,9 @@ def test_other_options_refuse_to_resume(alone, text, option):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(alone, text, monkeypatch, tmp_path):
-    (tmp_path / "last.pth").write_bytes(
-        before := (alone[0] / "stable.pth").read_bytes()
-    )
+    state = torch.load(alone[0] / "last.pth", weights_only=True)
+    torch.save(state | {"step": 18}, tmp_path / "last.pth")
+    before = (tmp_path / "last.pth").read_bytes()
 
     def save(state, path):
         path.write_bytes(b"half")

@@ -176,7 +176,7 @@ def test_07_takes_own_records(model_07, tmp_path, monkeypatch, capsys):
             {"output": ""},
         ],
         "no example fits into 256 tokens: shorten them": [
-            {"instruction": f"{n} " * 200, "output": "No."} for n in range(30)
+            {"instruction": f"{n} " * 300, "output": "No."} for n in range(30)
         ],
     }.items(),
 )

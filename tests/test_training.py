@@ -199,11 +199,17 @@ def test_accumulation_weighs_batches_by_their_targets():
         model = tiny_model(drop_rate=0.0)
         sgd = torch.optim.SGD(model.parameters(), lr=1.0)
         batches = [(inputs[part], targets[part]) for part in parts]
-        run(model, batches, 1, accumulate=len(parts), optimizer=sgd, peak_lr=1.0)
+        plain = {"optimizer": sgd, "peak_lr": 1.0, "max_norm": math.inf}
+        run(model, batches, 1, accumulate=len(parts), **plain)
         ends.append(torch.cat([p.flatten() for p in model.parameters()]))
     assert torch.allclose(*ends, atol=1e-6)
     assert not torch.allclose(ends[0], nn.utils.parameters_to_vector(
         tiny_model(drop_rate=0.0).parameters()), atol=1e-3)  # fmt: skip
+
+
+def test_no_batch_is_an_error_and_not_an_endless_loop():
+    with pytest.raises(ValueError, match="no batch"):
+        run(tiny_model(), [], 1)
 
 
 def test_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path):

@@ -5,6 +5,7 @@ be solved in another way. Everything is made on the fly from a seed. The dialogu
 those of chapter 7, and only of contents that it has for training.
 """
 
+import math
 import random
 import re
 import sys
@@ -63,14 +64,14 @@ class Exercises:
         return ids[:T], ids.where(known, -100)[1 : T + 1]
 
     def row(self, rng, T):
-        """Random tokens, shown two to four times.
+        """Random tokens, shown two to six times; lengths are drawn on a log scale.
 
-        Of a short row the next token can be guessed without an eye to their order. A
-        model that was trained on short rows learnt to guess, and stopped there.
+        Of still shorter rows the next token can be guessed without an eye to their
+        order. A model that was trained on them learnt to guess, and stopped there.
         """
-        length = rng.randint(10, max(10, T // 2))
+        length = round(2 ** rng.uniform(3, math.log2(max(16, T // 2))))
         row = [rng.randrange(self.tokenizer.eot_token) for _ in range(length)]
-        return [(row, False)] + [(row, True)] * rng.randint(1, 3)
+        return [(row, False)] + [(row, True)] * rng.randint(1, 5)
 
     def dialogue(self, rng, T):
         """A dialogue, each turn a line, then the end of the text."""

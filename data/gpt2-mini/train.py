@@ -8,9 +8,8 @@ corpus and the tokenizer. A run that was stopped, or killed, goes on with the sa
 command and ends with the same weights. Several processes share the windows of each
 step, so that the curve doesn't depend on their number.
 
-The learning rate rises, stays, and falls to zero over the last part of `--tokens`.
-Nothing before that part depends on `--tokens`: a run may be prolonged from its state
-before the fall, `stable.pth` (copy it to `last.pth`). README.md says what was run.
+STAGES is the schedule of the whole run: windows, exercises, learning rate. `--tokens`
+stretches or shortens it as a whole. README.md tells how it came about.
 """
 
 import argparse
@@ -55,11 +54,22 @@ DIALOGUES = {  # how often each kind comes among the others
     "repeat": 2,
     "reverse": 3,
 }
-STAGES = [  # until (tokens): windows, weight of the exercises, share of rows in them
-    (2_048_000, [64], 1.75, 0.8),  # copying first, and from short windows
-    (math.inf, [128, 256, 128, 512], 0.31, 0.2),
+STAGES = [  # tokens at its end, windows, weight of the exercises, share of rows in
+    # them, and the learning rate at its end, as a part of the peak; between: a line
+    (2_048_000, [64], 1.75, 0.8, 1.0),  # copying first, and from short windows
+    (4_505_600, [128, 256, 128, 512], 0.31, 0.2, 1.0),
+    (6_144_000, [64, 128], 1.4, 0.75, 1.0),  # again: it was lost in long windows
+    (7_782_400, [128, 256], 1.0, 0.6, 1.0),
+    (9_011_200, [256, 512], 0.8, 0.5, 1.0),
+    (12_288_000, [128, 256, 512], 1.0, 0.6, 1.0),
+    (14_626_816, [128, 256, 128, 512], 0.45, 0.2, 1.0),
+    (15_155_200, [128, 256, 128, 512], 0.45, 0.2, 0.933),
+    (18_432_000, [128, 256, 128, 512], 0.6, 0.35, 0.517),
+    (19_660_800, [96, 128], 1.2, 0.7, 0.5),  # from short windows to long ones
+    (21_299_200, [128, 256], 1.0, 0.6, 0.5),
+    (23_756_800, [256, 512], 0.9, 0.55, 0.45),
+    (27_033_600, [128, 256, 512], 0.6, 0.3, 0.0),
 ]
-FALL = 0.35  # share of the run in which the learning rate falls
 LEARN_FROM = {  # characters that the tokenizer is trained on
     "tinystories": 6_000_000,
     "tales": 3_000_000,
@@ -73,7 +83,7 @@ def parse_arguments(arguments=None):
     add = parser.add_argument
     add("--out", type=Path, default=helpers.RUNS / "gpt2-mini", help="folder")
     add("--text", type=Path, help="folder of the corpus; by default, --out")
-    add("--tokens", type=float, default=40e6, help="tokens to train on, in all")
+    add("--tokens", type=float, default=STAGES[-1][0], help="tokens, in all")
     add("--step-tokens", type=int, default=4096, help="tokens of a step, in all")
     add("--vocab", type=int, default=8192)
     add("--context", type=int, default=512)
@@ -161,18 +171,19 @@ class Batches:
         self.ids = {n: np.memmap(path, np.uint16, "r") for n, path in paths.items()}
         self.exercises = Exercises(words, tokenizer, DIALOGUES)
         self.steps = math.ceil(args.tokens / args.step_tokens)
-        self.fall = round(self.steps * (1 - FALL))  # the step at which it begins
+        self.ends = [until * self.steps / STAGES[-1][0] for until, *_ in STAGES]
 
     def stage(self, step):
         """The length of the windows, the weight of exercises, the share of rows."""
-        tokens = step * self.args.step_tokens
-        windows, *shares = next(rest for until, *rest in STAGES if tokens < until)
-        return min(windows[step % len(windows)], self.args.context), *shares
+        number = sum(end <= step for end in self.ends)
+        _, windows, weight, rows, _ = STAGES[number]
+        return min(windows[step % len(windows)], self.args.context), weight, rows
 
     def learning_rate(self, step):
-        """Warm-up, constant, linear fall. Source: Hu et al. 2024 (arXiv:2404.06395)."""
-        warm, left = (step + 1) / self.args.warmup, self.steps - step
-        return self.args.peak_lr * min(1, warm, left / (self.steps - self.fall))
+        """Warm-up, then from stage to stage along straight lines."""
+        rates = [1.0, *(rate for *_, rate in STAGES)]
+        planned = np.interp(step, [0, *self.ends], rates)
+        return self.args.peak_lr * min((step + 1) / self.args.warmup, float(planned))
 
     def draw(self, rng, T, weight, rows):
         """Inputs and targets, both `(T,)`, from a text or the exercises."""
@@ -309,12 +320,10 @@ def train_step(model, optimizers, inputs, targets, lr, autocast):
     return loss.item()
 
 
-def resume(path, options, fall, model, optimizers, device):
+def resume(path, options, model, optimizers, device):
     """Load a checkpoint and return its state; other options are refused."""
     state = torch.load(path, map_location=device, weights_only=True)
     changed = [key for key in options if options[key] != state["options"].get(key)]
-    if fall != state["fall"] and state["step"] > min(fall, state["fall"]):
-        changed.append("tokens")
     if changed:
         sys.exit(f"{path} was begun with other options ({', '.join(changed)}): "
                  f"take the same ones, or another --out")  # fmt: skip
@@ -344,14 +353,14 @@ def main(arguments=None):
     is_faster = precision != torch.float32
     autocast = torch.autocast(device.type, precision, enabled=is_faster)
 
-    free = ("out", "text", "tokens", "eval_every")  # options that may change
+    free = ("out", "text", "eval_every")  # options that may change
     options = {key: value for key, value in vars(args).items() if key not in free}
     options |= {"texts": TEXTS, "stages": str(STAGES), "dialogues": DIALOGUES}
     options |= {"precision": str(precision)}
     step, log, seconds, losses = 0, [], 0.0, []
     last = args.out / "last.pth"
     if last.exists():
-        state = resume(last, options, batches.fall, model, optimizers, device)
+        state = resume(last, options, model, optimizers, device)
         step, log, seconds = state["step"], state["log"], state["seconds"]
 
     start, begun_at = time.perf_counter(), step
@@ -360,14 +369,13 @@ def main(arguments=None):
         lr = batches.learning_rate(step)
         losses.append(train_step(model, optimizers, inputs, targets, lr, autocast))
         step += 1
-        if step % args.eval_every and step not in (batches.fall, batches.steps):
+        if step % args.eval_every and step < batches.steps:
             continue
         spent = time.perf_counter() - start
-        T = inputs.shape[1]
-        row = {"step": step, "tokens": step * args.step_tokens, "window": T, "lr": lr}
+        row = {"step": step, "tokens": step * args.step_tokens, "lr": lr}
         row["train_nats"] = sum(losses) / len(losses)
         with autocast:
-            row |= evaluate(model, args.text, min(256, T), device)
+            row |= evaluate(model, args.text, min(256, args.context), device)
         log.append(row | {"seconds": round(seconds + spent)})
         losses = []
         if rank() == 0:
@@ -377,7 +385,6 @@ def main(arguments=None):
             state = {
                 "options": options,
                 "step": step,
-                "fall": batches.fall,
                 "log": log,
                 "seconds": seconds + spent,
                 "config": model.cfg,
@@ -385,8 +392,6 @@ def main(arguments=None):
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             }
             replace(last, partial(torch.save, state))
-            if step == batches.fall:
-                replace(args.out / "stable.pth", partial(torch.save, state))
             table = pd.DataFrame(log)
             write = partial(table.to_csv, index=False, float_format="%.5g")
             replace(args.out / "log.csv", write)
