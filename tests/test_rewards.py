@@ -1,4 +1,4 @@
-"""Chapter 8: verifiers, sampling, the policy gradient, GRPO, DPO, the log of long runs.
+"""Chapter 8: verifiers, sampling, the policy gradient, GRPO, DPO.
 
 Run it with: pytest tests/test_rewards.py
 """
@@ -9,7 +9,6 @@ import random
 from functools import partial
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 import torch
 from notebook_cells import definitions_of
@@ -27,7 +26,7 @@ TOKENIZER = BPETokenizer((), ["<|endoftext|>"])  # bytes and the end
 BOOK = definitions_of("08_learning_from_rewards")
 BOOK.namespace |= {"tokenizer": TOKENIZER, "start": MODEL, "device": IDS.device}
 BOOK.namespace |= {"NEWLINE": 10, "ENDS": torch.tensor([10, 256]), "PROMPTS": 3}
-BOOK.namespace |= {"SAMPLES": 4, "PRECISION": torch.float32, "NAME": "tiny"}
+BOOK.namespace |= {"SAMPLES": 4, "PRECISION": torch.float32}
 BOOK.namespace["WORDS"] = WORDS = DIALOGUES["contents"]
 
 
@@ -112,6 +111,12 @@ def test_groups_without_signal_are_skipped_and_levels_rise():
     prompts, kept, advantages = next(iter(batches))
     assert torch.equal(prompts, IDS[:1]) and torch.equal(kept, answers[:4])
     assert advantages.tolist() == [0.5, -0.5, -0.5, 0.5]
+    batches.baseline = False  # rejection sampling
+    prompts, kept, advantages = next(iter(batches))
+    assert torch.equal(prompts, IDS[[0, 2]]) and torch.equal(
+        kept, answers[[*range(4), *range(8, 12)]]
+    )
+    assert torch.equal(advantages, rewards[[0, 2]].flatten())
     made.rewards = rewards * 0
     prompts, kept, advantages = next(iter(batches))
     assert len(kept) == 4 and not advantages.any()
@@ -137,19 +142,3 @@ def test_dpo_starts_at_ln_2_and_prefers_the_better_answer():
     order = [answers.tolist().index(row) for row in both.tolist()]
     assert torch.equal(logs, was[order]) and sorted(order) == [*range(6)]
     assert [i // 2 for i in order] == [0, 0, 1, 1, 2, 2]
-
-
-def test_finished_runs_are_not_made_again(tmp_path):
-    made, path = [], tmp_path / "log.csv"
-    table = pd.DataFrame({"seconds": [0.0, 1.0], "2 words": [10.0, 20.0]})
-
-    def experiment(method, seconds, seed):
-        made.append((method, seed))
-        return None, table.assign(seed=seed)
-
-    BOOK["long_runs"].__globals__["experiment"] = experiment
-    planned = [("policy gradient", 1, 1), ("policy gradient, long", 3, 1)]
-    BOOK["long_runs"](planned[:1], path)
-    BOOK["long_runs"](planned, path)
-    assert made == [("policy gradient", 1), ("policy gradient", 1)]
-    assert BOOK["read_log"](path)["method"].nunique() == 2
