@@ -15,7 +15,6 @@ import re
 import shutil
 import tempfile
 import time
-import timeit
 import zlib
 from collections import Counter, defaultdict
 from contextlib import contextmanager
@@ -778,21 +777,6 @@ def train_model_simple(
     return train_losses, val_losses, track_tokens_seen
 
 
-def plot_losses(epochs_seen, tokens_seen, train_losses, val_losses):
-    """Plot both losses against epochs (below) and tokens (above). Notebook 04."""
-    fig, ax = plt.subplots()
-    ax.plot(epochs_seen, train_losses, label="training")
-    ax.plot(epochs_seen, val_losses, linestyle="--", label="validation")
-    ax.set(xlabel="epochs", ylabel="loss (nats per token)")
-    ax.legend()
-    top = ax.twiny()
-    top.plot(tokens_seen, train_losses, alpha=0)  # sets the scale of the upper axis
-    top.set_xlabel("tokens seen")
-    top.grid(False)
-    fig.tight_layout()
-    return fig
-
-
 def save_checkpoint(path, model, optimizer=None, **extra):
     """Write configuration, weights, the optimizer's state and more. Notebook 04."""
     state = {"config": model.cfg, "model_state_dict": model.state_dict(), **extra}
@@ -1106,93 +1090,6 @@ def load_gpt2(name=None):
     model.out_head.weight = model.tok_emb.weight
     copy_weights(reader, model)
     return model.eval(), tokenizer
-
-
-def pack_weight(weight, fmt):
-    """Return a weight `(n_out, n_in)` in fewer bytes, and its scales `(n_out, groups)`.
-
-    `fmt`: "bfloat16", "int8" (a scale a row), "int4" (one for 32 numbers). Notebook 05.
-    """
-    n_out, n_in = weight.shape
-    if fmt == "bfloat16":
-        return weight.bfloat16(), weight.new_ones(n_out, 1).bfloat16()
-    largest, group = (127, n_in) if fmt == "int8" else (7, math.gcd(32, n_in))
-    groups = weight.view(n_out, -1, group)
-    scale = groups.abs().amax(dim=2, keepdim=True).clamp(min=1e-9) / largest
-    scale = scale.bfloat16()  # (n_out, groups, 1)
-    q = (groups / scale).round().clamp(-largest, largest).view(n_out, n_in)
-    if fmt == "int8":
-        return q.to(torch.int8), scale[..., 0]
-    q = (q + 8).to(torch.uint8)  # 1 to 15: four bits, and two of them fill a byte
-    return q[:, ::2] | q[:, 1::2] << 4, scale[..., 0]
-
-
-def unpack_weight(q, scale, dtype):
-    """Return what was packed, all or some rows, `(..., n_in)`. Notebook 05."""
-    if q.dtype == torch.uint8:
-        q = torch.stack((q & 15, q >> 4), dim=-1).flatten(-2).to(torch.int8) - 8
-    groups = q.to(dtype).unflatten(-1, (scale.shape[-1], -1))
-    return (groups * scale.to(dtype)[..., None]).flatten(-2)
-
-
-class QuantizedLinear(nn.Module):
-    """An `nn.Linear` whose weight stays packed. Notebook 05."""
-
-    def __init__(self, linear, fmt, precision):
-        super().__init__()
-        q, scale = pack_weight(linear.weight.detach(), fmt)
-        self.register_buffer("q", q)
-        self.register_buffer("scale", scale)
-        self.bias, self.precision = linear.bias, precision
-
-    def forward(self, x):
-        """Map `(..., n_in)` to `(..., n_out)`; a few tokens without unpacking."""
-        rows = x.flatten(0, -2)  # (tokens, n_in)
-        if x.is_cpu and self.q.dtype == torch.int8 and len(rows) <= 32:
-            y = torch._weight_int8pack_mm(rows.bfloat16(), self.q, self.scale[:, 0])
-        elif self.q.dtype == torch.bfloat16 and len(rows) == 1:
-            y = torch.mv(self.q, rows[0].bfloat16())
-        else:
-            weight = unpack_weight(self.q, self.scale, self.precision)
-            y = F.linear(rows.to(self.precision), weight)
-        y = y.to(x.dtype).view(*x.shape[:-1], -1)
-        return y if self.bias is None else y + self.bias
-
-
-class QuantizedEmbedding(nn.Module):
-    """Looks rows up in the table that it shares with a quantised head. Notebook 05."""
-
-    def __init__(self, head):
-        super().__init__()
-        self.head = head
-
-    def forward(self, idx):
-        """Map ids `(B, T)` to vectors `(B, T, C)`."""
-        return unpack_weight(self.head.q[idx], self.head.scale[idx], torch.float32)
-
-
-@torch.no_grad()
-def quantize(model, fmt="int8", only_if_faster=True):
-    """Put a GPTModel's linear layers and tied embedding into another number format.
-
-    If it then isn't faster at writing here, the model stays as it was. Notebook 05.
-    """
-    device = model.pos_emb.weight.device
-    token, precision = torch.zeros(1, 1, dtype=int).to(device), pick_precision(device)
-    step = partial(timeit.repeat, lambda: model(token).sum().item(), number=2, repeat=9)
-    before = min(step())
-    old = {n: part for n, part in model.named_modules() if isinstance(part, nn.Linear)}
-    new = {n: QuantizedLinear(linear, fmt, precision) for n, linear in old.items()}
-    if model.out_head.weight is model.tok_emb.weight:
-        old["tok_emb"] = model.tok_emb
-        new["tok_emb"] = QuantizedEmbedding(new["out_head"])
-    for name, part in new.items():
-        model.set_submodule(name, part)
-    if only_if_faster and min(step()) > before:
-        print(f"{fmt} isn't faster here, so the model stays as it was.")
-        for name, part in old.items():
-            model.set_submodule(name, part)
-    return model
 
 
 # =====================================================================================

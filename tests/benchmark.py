@@ -68,7 +68,6 @@ from helpers import (  # noqa: E402
     load_text,
     next_token_loss,
     pick_precision,
-    quantize,
     train_classifier,
     train_model,
 )
@@ -77,6 +76,7 @@ MIRROR = Path(os.environ.get("COURSE_MIRROR", ROOT.parent / "shared" / "mirror")
 if MIRROR.is_dir():
     os.environ["COURSE_MIRROR"] = str(MIRROR)
 CPU = torch.device("cpu")
+quantize = definitions_of("05_weight_loading")["quantize"]
 
 
 class Line(NamedTuple):
