@@ -85,12 +85,10 @@ def pick_device():
 
 
 def pick_precision(device):
-    """Return bfloat16 if it multiplies matrices 1.5 times as fast as float32 here.
-
-    A small product comes first: without hardware for it, a large one can take minutes.
-    """
+    """Return bfloat16 if it multiplies matrices 1.5 times as fast as float32 here."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # two threads would time how busy the machine is
+    # A small product first: without hardware for it, a large one can take minutes.
     for size in (192, 768 if torch.device(device).type == "cpu" else 4096):
         seconds = {}
         for dtype in (torch.float32, torch.bfloat16):
@@ -191,10 +189,7 @@ def download_gpt2(size):
 
 
 def choose_gpt2(name=None):
-    """Return the folder of a size, of "gpt2-mini" or of a path.
-
-    Without a name: COURSE_MODEL, else 124M on a GPU, else gpt2-mini.
-    """
+    """Return the folder of a size, a path or "gpt2-mini"; None asks COURSE_MODEL."""
     name = name or os.environ.get("COURSE_MODEL")
     if not name:
         name = "gpt2-mini" if pick_device().type == "cpu" else "124M"
@@ -293,10 +288,7 @@ def count_pieces(text, special_tokens=()):
 
 
 def train_bpe(counts, n_tokens):
-    """Return `n_tokens` tokens with their ids, learnt from counts of pieces.
-
-    Source: Sennrich et al. 2016 (arXiv:1508.07909). Notebook 01.
-    """
+    """Learn `n_tokens` tokens from counts of pieces (arXiv:1508.07909). Notebook 01."""
     ranks = {bytes([b]): b for b in range(256)}
     words = {piece: [bytes([b]) for b in piece.encode()] for piece in counts}
     pairs, where = Counter(), defaultdict(set)
@@ -322,10 +314,7 @@ def train_bpe(counts, n_tokens):
 
 
 class BPETokenizer:
-    """Byte-level byte-pair encoding, as in GPT-2: any text in, the same text out.
-
-    `ranks` maps tokens (bytes) to ids, the 256 bytes among them. Notebook 01.
-    """
+    """Byte-level BPE, as GPT-2's; `ranks` maps tokens (bytes) to ids. Notebook 01."""
 
     def __init__(self, ranks=None, special_tokens=()):
         self.ranks = ranks or {bytes([b]): b for b in range(256)}
@@ -379,10 +368,7 @@ class BPETokenizer:
 
 
 class GPTDatasetV1(Dataset):
-    """Windows of a text: pairs of `(max_length,)` ids, the second one token later.
-
-    Notebook 01.
-    """
+    """Windows of a text: pairs of inputs and targets `(max_length)`. Notebook 01."""
 
     def __init__(self, txt, tokenizer, max_length, stride):
         ids = tokenizer.encode(txt, allowed_special={"<|endoftext|>"})
@@ -409,10 +395,7 @@ def create_dataloader_v1(
     num_workers=0,
     tokenizer=None,
 ):
-    """Return a DataLoader of (inputs, targets), each `(batch_size, max_length)` ids.
-
-    Notebook 01.
-    """
+    """Return a loader of inputs and targets `(batch_size, max_length)`. Notebook 01."""
     dataset = GPTDatasetV1(txt, tokenizer or get_tokenizer(), max_length, stride)
     if len(dataset) < (batch_size if drop_last else 1):
         raise ValueError(
@@ -440,11 +423,9 @@ class KVCache:
         self.layers = {}
 
     def length(self):
-        """Return the number of tokens read so far."""
         return self.layers[0][0].shape[2] if self.layers else 0
 
     def update(self, keys, values, layer=0):
-        """Append the keys and values of new tokens; return those of all tokens."""
         if layer in self.layers:
             old_keys, old_values = self.layers[layer]
             keys = torch.cat((old_keys, keys), dim=2)
@@ -471,7 +452,6 @@ class MultiHeadAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, cache=None, layer=0):
-        """Let each token gather from itself and those before it, cached ones too."""
         B, T, _ = x.shape
         split = (B, T, self.num_heads, self.head_dim)
         queries = self.W_query(x).view(split).transpose(1, 2)  # (B, H, T, D)
@@ -509,16 +489,9 @@ GPT_CONFIG_124M = {
 }
 
 GPT2_CONFIGS = {
-    size: {
-        "vocab_size": 50257,
-        "context_length": 1024,
-        "emb_dim": emb_dim,
-        "n_heads": n_heads,
-        "n_layers": n_layers,
-        "drop_rate": 0.0,
-        "qkv_bias": True,
-        "tie_weights": True,
-    }
+    size: GPT_CONFIG_124M
+    | {"emb_dim": emb_dim, "n_heads": n_heads, "n_layers": n_layers}
+    | {"drop_rate": 0.0, "qkv_bias": True, "tie_weights": True}
     for size, emb_dim, n_heads, n_layers in (
         ("124M", 768, 12, 12),
         ("355M", 1024, 16, 24),
@@ -529,10 +502,7 @@ GPT2_CONFIGS = {
 
 
 class LayerNorm(nn.Module):
-    """Bring each vector to mean 0 and variance 1, then scale and shift it.
-
-    Source: Ba et al. 2016 (arXiv:1607.06450). Notebook 03.
-    """
+    """Layer normalisation of vectors `(..., C)` (arXiv:1607.06450). Notebook 03."""
 
     def __init__(self, emb_dim):
         super().__init__()
@@ -541,23 +511,18 @@ class LayerNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(emb_dim))
 
     def forward(self, x):
-        """Normalise `(..., C)` over its last dimension."""
         return F.layer_norm(x, self.scale.shape, self.scale, self.shift, self.eps)
 
 
 class GELU(nn.Module):
-    """Gaussian error linear unit in GPT-2's approximation by tanh.
-
-    Source: Hendrycks and Gimpel 2016 (arXiv:1606.08415). Notebook 03.
-    """
+    """GELU in GPT-2's approximation by tanh (arXiv:1606.08415). Notebook 03."""
 
     def forward(self, x):
-        """Apply it to each element."""
         return F.gelu(x, approximate="tanh")
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them, C to 4C to C. Notebook 03."""
+    """Two linear layers and a GELU: `(B, T, C)`, by way of 4C, to C. Notebook 03."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -568,15 +533,11 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x):
-        """Map `(B, T, C)` to `(B, T, C)`, each token on its own."""
         return self.layers(x)
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then feed-forward, each normalised before and added to its input.
-
-    Source: Radford et al. 2019 (GPT-2). Notebook 03.
-    """
+    """Attention and feed-forward of GPT-2: `(B, T, C)` to `(B, T, C)`. Notebook 03."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -594,7 +555,6 @@ class TransformerBlock(nn.Module):
         self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
 
     def forward(self, x, cache=None, layer=0):
-        """Map `(B, T, C)` to `(B, T, C)`."""
         x = x + self.drop_shortcut(self.att(self.norm1(x), cache, layer))
         return x + self.drop_shortcut(self.ff(self.norm2(x)))
 
@@ -655,10 +615,7 @@ def generate_text_simple(model, idx, max_new_tokens, context_size):
 
 @torch.no_grad()
 def init_weights(model):
-    """Give a GPTModel GPT-2's initial weights, wider where it is narrower; return it.
-
-    Sources: Radford et al. 2019, section 2.3; OpenAI's model.py. Notebook 03.
-    """
+    """Give a model GPT-2's initial weights, section 2.3 of its paper. Notebook 03."""
     std = 0.02 * math.sqrt(768 / model.cfg["emb_dim"])
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):
@@ -863,10 +820,7 @@ def generate(
 
 
 def learning_rate(step, total_steps, warmup_steps, peak_lr, min_lr):
-    """Return a step's learning rate: a linear rise, then half a cosine.
-
-    Source: Loshchilov and Hutter 2017 (arXiv:1608.03983). Notebook 04.
-    """
+    """Return a linear rise, then half a cosine (arXiv:1608.03983). Notebook 04."""
     if step < warmup_steps:
         return peak_lr * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
@@ -883,10 +837,7 @@ def param_groups(model, weight_decay):
 
 
 def next_token_loss(model, inputs, targets):
-    """Return the summed loss of `(B, T)` ids, and the number of targets. Notebook 04.
-
-    Targets of -100 don't count.
-    """
+    """Return the summed loss, and how many targets aren't -100. Notebook 04."""
     logits = model(inputs)  # (B, T, V)
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     return loss, (targets != -100).sum()
@@ -1065,10 +1016,7 @@ def copy_weights(reader, model):
 
 
 def load_gpt2(name=None):
-    """Return a GPTModel, on the CPU, and its tokenizer, from OpenAI's files.
-
-    `name` is a size, "gpt2-mini" or a folder, as in `choose_gpt2`. Notebook 05.
-    """
+    """Return model (on the CPU) and tokenizer of `choose_gpt2(name)`. Notebook 05."""
     folder = choose_gpt2(name)
     with blame(folder / "hparams.json"):
         hparams = json.loads((folder / "hparams.json").read_text(encoding="utf-8"))
