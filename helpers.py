@@ -706,10 +706,7 @@ def train_model_simple(
     start_context,
     tokenizer,
 ):
-    """Train a model; return training losses, validation losses and tokens seen.
-
-    Losses are printed every `eval_freq` steps, a sample every epoch. Notebook 04.
-    """
+    """Train; return lists of both losses and of the tokens seen. Notebook 04."""
     train_losses, val_losses, track_tokens_seen = [], [], []
     tokens_seen, step = 0, 0
     for epoch in range(num_epochs):

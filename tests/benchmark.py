@@ -478,12 +478,15 @@ ROWS = {
 
 def peak_memory():
     """Return the most memory that this process has held, in GB; None on Windows."""
-    try:
-        import resource
-    except ImportError:
+    if sys.platform == "win32":
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e9 if sys.platform == "darwin" else 1e6)
+    if sys.platform == "linux":  # where ru_maxrss is at least the parent's
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
+        return 1024 * int(peak) / 1e9
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
 def run_row(row):

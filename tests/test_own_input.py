@@ -6,6 +6,7 @@ Each notebook's cells run here in one process, with other settings, to the end.
 import json
 import random
 import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -67,10 +68,8 @@ def test_03_takes_any_text(text_file, monkeypatch):
 
 def test_04_takes_other_texts_and_sizes(text_file, monkeypatch, tmp_path):
     monkeypatch.setattr(helpers, "RUNS", tmp_path)
-    with open(text_file, encoding="utf-8") as file:
-        longer = file.read() * 20
-    with open(text_file, "w", encoding="utf-8") as file:
-        file.write(longer)
+    path = Path(text_file)
+    path.write_text(path.read_text("utf-8") * 20, "utf-8")
     sizes = {"context_length": 16, "emb_dim": 32, "n_heads": 2, "n_layers": 1}
     run(
         "04_pretraining",
