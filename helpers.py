@@ -1074,26 +1074,20 @@ class SpamDataset(TensorDataset):
 
 
 class LengthBatches(Sampler):
-    """Batches of similar length: a group of random batches is sorted, then cut.
-
-    Notebook 06.
-    """
+    """Batches of similar length: groups are sorted, then cut. Notebook 06."""
 
     def __init__(self, lengths, batch_size=8, shuffle=True, group=4):
-        self.lengths, self.batch_size = torch.tensor(lengths), batch_size
-        self.shuffle, self.group = shuffle, group
+        self.lengths, self.batch_size, self.group = lengths, batch_size, group
+        self.order = torch.randperm if shuffle else torch.arange
 
     def __len__(self):
         return math.ceil(len(self.lengths) / self.batch_size)
 
     def __iter__(self):
-        generator = None if self.shuffle else torch.Generator().manual_seed(0)
-        order = torch.randperm(len(self.lengths), generator=generator)
-        for group in order.split(self.group * self.batch_size):
-            by_length = group[self.lengths[group].argsort()]
-            batches = by_length.split(self.batch_size)
-            for i in torch.randperm(len(batches), generator=generator):
-                yield batches[i].tolist()
+        lengths = torch.tensor(self.lengths)
+        for group in self.order(len(lengths)).split(self.group * self.batch_size):
+            batches = group[lengths[group].argsort()].split(self.batch_size)
+            yield from (batches[i].tolist() for i in self.order(len(batches)))
 
 
 def real_lengths(model, ids):
@@ -1156,13 +1150,15 @@ def train_classifier(
 
 @torch.no_grad()
 def classify_review(
-    text, model, tokenizer, device=None, max_length=None, classes=("not spam", "spam")
+    text, model, tokenizer, device=None, max_length=None, pad_token_id=50256, names=None
 ):
     """Return the class that a message most probably belongs to. Notebook 06."""
     model.eval()
     ids = tokenizer.encode_ordinary(text)[:max_length][: model.cfg["context_length"]]
-    ids = torch.tensor([ids], device=model.tok_emb.weight.device)  # (1, T)
-    return classes[class_logits(model, ids).argmax(dim=1).item()]
+    device = device or model.tok_emb.weight.device
+    ids = torch.tensor([ids or [pad_token_id]], device=device)  # (1, T)
+    label = class_logits(model, ids).argmax(dim=1).item()
+    return (names or ("not spam", "spam"))[label]
 
 
 class LoRALayer(nn.Module):
