@@ -1389,9 +1389,8 @@ def find(c):
     count, deeds = c.rng.randint(2, 3), DIALOGUES["deeds"]
     if c.rng.random() < 0.5:
         deeds = c.rng.choices(deeds) * 3
-    said = []
-    for deed in c.rng.sample(deeds, count):
-        said.append(deed | {kind: c.draw(kind) for kind in ("name", "object", "spot")})
+    deeds = c.rng.sample(deeds, count)
+    said = [d | {k: c.draw(k) for k in ("name", "object", "spot")} for d in deeds]
     sentence = "{name} {did} the {object} {where} the {spot}."
     told = " ".join(sentence.format(**deed) for deed in said)
     asked = c.rng.choice(said)
