@@ -1313,6 +1313,9 @@ class Contents:
                 content = str(self.rng.randrange(10 ** (size - 1), 10**size))
             else:
                 content = self.rng.choice(self.words[kind])
+                if self.part == "training" and self.rng.random() < 0.75:  # made up
+                    other = self.rng.choice(self.words[kind])
+                    content = content[: len(content) // 2] + other[len(other) // 2 :]
             if part_of(content) == self.part and content not in self.used:
                 self.used.add(content)
                 return content

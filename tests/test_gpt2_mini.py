@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -169,12 +170,13 @@ def words():
 def test_exercise_windows(words, alone, text):
     tokenizer = ship.helpers.read_tokenizer(text)
     words, shares = words | {"word": ["so"]}, {"find": 1, "larger": 1}
-    made = exercises.Exercises(words, tokenizer, shares)
+    made = exercises.Exercises(words, tokenizer)
+    window = partial(made.window, T=128, rows=0.5, weights=shares)
     for i in range(40):
-        inputs, targets = made.window(i, 128, 0.5)
+        inputs, targets = window(i)
         assert inputs.shape == targets.shape == (128,)
         known = targets[:-1] != -100
         assert torch.equal(inputs[1:][known], targets[:-1][known])
-    assert torch.equal(made.window(7, 128, 0.5)[0], made.window(7, 128, 0.5)[0])
+    assert torch.equal(window(7)[0], window(7)[0])
     row = made.row(random.Random(1), 128)
     assert row[0][1] is False and all(part == (row[0][0], True) for part in row[1:])
