@@ -15,7 +15,6 @@ import re
 import shutil
 import tempfile
 import time
-import timeit
 import zlib
 from collections import Counter, defaultdict
 from contextlib import contextmanager
@@ -86,12 +85,10 @@ def pick_device():
 
 
 def pick_precision(device):
-    """Return bfloat16 if it multiplies matrices 1.5 times as fast as float32 here.
-
-    A small product comes first: without hardware for it, a large one can take minutes.
-    """
+    """Return bfloat16 if it multiplies matrices 1.5 times as fast as float32 here."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # two threads would time how busy the machine is
+    # A small product first: without hardware for it, a large one can take minutes.
     for size in (192, 768 if torch.device(device).type == "cpu" else 4096):
         seconds = {}
         for dtype in (torch.float32, torch.bfloat16):
@@ -192,10 +189,7 @@ def download_gpt2(size):
 
 
 def choose_gpt2(name=None):
-    """Return the folder of a size, of "gpt2-mini" or of a path.
-
-    Without a name: COURSE_MODEL, else 124M on a GPU, else gpt2-mini.
-    """
+    """Return the folder of a size, a path or "gpt2-mini"; None asks COURSE_MODEL."""
     name = name or os.environ.get("COURSE_MODEL")
     if not name:
         name = "gpt2-mini" if pick_device().type == "cpu" else "124M"
@@ -294,10 +288,7 @@ def count_pieces(text, special_tokens=()):
 
 
 def train_bpe(counts, n_tokens):
-    """Return `n_tokens` tokens with their ids, learnt from counts of pieces.
-
-    Source: Sennrich et al. 2016 (arXiv:1508.07909). Notebook 01.
-    """
+    """Learn `n_tokens` tokens from counts of pieces (arXiv:1508.07909). Notebook 01."""
     ranks = {bytes([b]): b for b in range(256)}
     words = {piece: [bytes([b]) for b in piece.encode()] for piece in counts}
     pairs, where = Counter(), defaultdict(set)
@@ -323,10 +314,7 @@ def train_bpe(counts, n_tokens):
 
 
 class BPETokenizer:
-    """Byte-level byte-pair encoding, as in GPT-2: any text in, the same text out.
-
-    `ranks` maps tokens (bytes) to ids, the 256 bytes among them. Notebook 01.
-    """
+    """Byte-level BPE, as GPT-2's; `ranks` maps tokens (bytes) to ids. Notebook 01."""
 
     def __init__(self, ranks=None, special_tokens=()):
         self.ranks = ranks or {bytes([b]): b for b in range(256)}
@@ -380,10 +368,7 @@ class BPETokenizer:
 
 
 class GPTDatasetV1(Dataset):
-    """Windows of a text: pairs of `(max_length,)` ids, the second one token later.
-
-    Notebook 01.
-    """
+    """Windows of a text: pairs of inputs and targets `(max_length)`. Notebook 01."""
 
     def __init__(self, txt, tokenizer, max_length, stride):
         ids = tokenizer.encode(txt, allowed_special={"<|endoftext|>"})
@@ -410,10 +395,7 @@ def create_dataloader_v1(
     num_workers=0,
     tokenizer=None,
 ):
-    """Return a DataLoader of (inputs, targets), each `(batch_size, max_length)` ids.
-
-    Notebook 01.
-    """
+    """Return a loader of inputs and targets `(batch_size, max_length)`. Notebook 01."""
     dataset = GPTDatasetV1(txt, tokenizer or get_tokenizer(), max_length, stride)
     if len(dataset) < (batch_size if drop_last else 1):
         raise ValueError(
@@ -441,11 +423,9 @@ class KVCache:
         self.layers = {}
 
     def length(self):
-        """Return the number of tokens read so far."""
         return self.layers[0][0].shape[2] if self.layers else 0
 
     def update(self, keys, values, layer=0):
-        """Append the keys and values of new tokens; return those of all tokens."""
         if layer in self.layers:
             old_keys, old_values = self.layers[layer]
             keys = torch.cat((old_keys, keys), dim=2)
@@ -472,7 +452,6 @@ class MultiHeadAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, cache=None, layer=0):
-        """Let each token gather from itself and those before it, cached ones too."""
         B, T, _ = x.shape
         split = (B, T, self.num_heads, self.head_dim)
         queries = self.W_query(x).view(split).transpose(1, 2)  # (B, H, T, D)
@@ -510,16 +489,9 @@ GPT_CONFIG_124M = {
 }
 
 GPT2_CONFIGS = {
-    size: {
-        "vocab_size": 50257,
-        "context_length": 1024,
-        "emb_dim": emb_dim,
-        "n_heads": n_heads,
-        "n_layers": n_layers,
-        "drop_rate": 0.0,
-        "qkv_bias": True,
-        "tie_weights": True,
-    }
+    size: GPT_CONFIG_124M
+    | {"emb_dim": emb_dim, "n_heads": n_heads, "n_layers": n_layers}
+    | {"drop_rate": 0.0, "qkv_bias": True, "tie_weights": True}
     for size, emb_dim, n_heads, n_layers in (
         ("124M", 768, 12, 12),
         ("355M", 1024, 16, 24),
@@ -530,10 +502,7 @@ GPT2_CONFIGS = {
 
 
 class LayerNorm(nn.Module):
-    """Bring each vector to mean 0 and variance 1, then scale and shift it.
-
-    Source: Ba et al. 2016 (arXiv:1607.06450). Notebook 03.
-    """
+    """Layer normalisation of vectors `(..., C)` (arXiv:1607.06450). Notebook 03."""
 
     def __init__(self, emb_dim):
         super().__init__()
@@ -542,23 +511,18 @@ class LayerNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(emb_dim))
 
     def forward(self, x):
-        """Normalise `(..., C)` over its last dimension."""
         return F.layer_norm(x, self.scale.shape, self.scale, self.shift, self.eps)
 
 
 class GELU(nn.Module):
-    """Gaussian error linear unit in GPT-2's approximation by tanh.
-
-    Source: Hendrycks and Gimpel 2016 (arXiv:1606.08415). Notebook 03.
-    """
+    """GELU in GPT-2's approximation by tanh (arXiv:1606.08415). Notebook 03."""
 
     def forward(self, x):
-        """Apply it to each element."""
         return F.gelu(x, approximate="tanh")
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them, C to 4C to C. Notebook 03."""
+    """Two linear layers and a GELU: `(B, T, C)`, by way of 4C, to C. Notebook 03."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -569,15 +533,11 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x):
-        """Map `(B, T, C)` to `(B, T, C)`, each token on its own."""
         return self.layers(x)
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then feed-forward, each normalised before and added to its input.
-
-    Source: Radford et al. 2019 (GPT-2). Notebook 03.
-    """
+    """Attention and feed-forward of GPT-2: `(B, T, C)` to `(B, T, C)`. Notebook 03."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -595,7 +555,6 @@ class TransformerBlock(nn.Module):
         self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
 
     def forward(self, x, cache=None, layer=0):
-        """Map `(B, T, C)` to `(B, T, C)`."""
         x = x + self.drop_shortcut(self.att(self.norm1(x), cache, layer))
         return x + self.drop_shortcut(self.ff(self.norm2(x)))
 
@@ -656,10 +615,7 @@ def generate_text_simple(model, idx, max_new_tokens, context_size):
 
 @torch.no_grad()
 def init_weights(model):
-    """Give a GPTModel GPT-2's initial weights, wider where it is narrower; return it.
-
-    Sources: Radford et al. 2019, section 2.3; OpenAI's model.py. Notebook 03.
-    """
+    """Give a model GPT-2's initial weights, section 2.3 of its paper. Notebook 03."""
     std = 0.02 * math.sqrt(768 / model.cfg["emb_dim"])
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):
@@ -750,10 +706,7 @@ def train_model_simple(
     start_context,
     tokenizer,
 ):
-    """Train a model; return training losses, validation losses and tokens seen.
-
-    Losses are printed every `eval_freq` steps, a sample every epoch. Notebook 04.
-    """
+    """Train; return lists of both losses and of the tokens seen. Notebook 04."""
     train_losses, val_losses, track_tokens_seen = [], [], []
     tokens_seen, step = 0, 0
     for epoch in range(num_epochs):
@@ -776,21 +729,6 @@ def train_model_simple(
             step += 1
         generate_and_print_sample(model, tokenizer, device, start_context)
     return train_losses, val_losses, track_tokens_seen
-
-
-def plot_losses(epochs_seen, tokens_seen, train_losses, val_losses):
-    """Plot both losses against epochs (below) and tokens (above). Notebook 04."""
-    fig, ax = plt.subplots()
-    ax.plot(epochs_seen, train_losses, label="training")
-    ax.plot(epochs_seen, val_losses, linestyle="--", label="validation")
-    ax.set(xlabel="epochs", ylabel="loss (nats per token)")
-    ax.legend()
-    top = ax.twiny()
-    top.plot(tokens_seen, train_losses, alpha=0)  # sets the scale of the upper axis
-    top.set_xlabel("tokens seen")
-    top.grid(False)
-    fig.tight_layout()
-    return fig
 
 
 def save_checkpoint(path, model, optimizer=None, **extra):
@@ -879,10 +817,7 @@ def generate(
 
 
 def learning_rate(step, total_steps, warmup_steps, peak_lr, min_lr):
-    """Return a step's learning rate: a linear rise, then half a cosine.
-
-    Source: Loshchilov and Hutter 2017 (arXiv:1608.03983). Notebook 04.
-    """
+    """Return a linear rise, then half a cosine (arXiv:1608.03983). Notebook 04."""
     if step < warmup_steps:
         return peak_lr * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
@@ -899,10 +834,7 @@ def param_groups(model, weight_decay):
 
 
 def next_token_loss(model, inputs, targets):
-    """Return the summed loss of `(B, T)` ids, and the number of targets. Notebook 04.
-
-    Targets of -100 don't count.
-    """
+    """Return the summed loss, and how many targets aren't -100. Notebook 04."""
     logits = model(inputs)  # (B, T, V)
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     return loss, (targets != -100).sum()
@@ -1081,10 +1013,7 @@ def copy_weights(reader, model):
 
 
 def load_gpt2(name=None):
-    """Return a GPTModel, on the CPU, and its tokenizer, from OpenAI's files.
-
-    `name` is a size, "gpt2-mini" or a folder, as in `choose_gpt2`. Notebook 05.
-    """
+    """Return model (on the CPU) and tokenizer of `choose_gpt2(name)`. Notebook 05."""
     folder = choose_gpt2(name)
     with blame(folder / "hparams.json"):
         hparams = json.loads((folder / "hparams.json").read_text(encoding="utf-8"))
@@ -1106,93 +1035,6 @@ def load_gpt2(name=None):
     model.out_head.weight = model.tok_emb.weight
     copy_weights(reader, model)
     return model.eval(), tokenizer
-
-
-def pack_weight(weight, fmt):
-    """Return a weight `(n_out, n_in)` in fewer bytes, and its scales `(n_out, groups)`.
-
-    `fmt`: "bfloat16", "int8" (a scale a row), "int4" (one for 32 numbers). Notebook 05.
-    """
-    n_out, n_in = weight.shape
-    if fmt == "bfloat16":
-        return weight.bfloat16(), weight.new_ones(n_out, 1).bfloat16()
-    largest, group = (127, n_in) if fmt == "int8" else (7, math.gcd(32, n_in))
-    groups = weight.view(n_out, -1, group)
-    scale = groups.abs().amax(dim=2, keepdim=True).clamp(min=1e-9) / largest
-    scale = scale.bfloat16()  # (n_out, groups, 1)
-    q = (groups / scale).round().clamp(-largest, largest).view(n_out, n_in)
-    if fmt == "int8":
-        return q.to(torch.int8), scale[..., 0]
-    q = (q + 8).to(torch.uint8)  # 1 to 15: four bits, and two of them fill a byte
-    return q[:, ::2] | q[:, 1::2] << 4, scale[..., 0]
-
-
-def unpack_weight(q, scale, dtype):
-    """Return what was packed, all or some rows, `(..., n_in)`. Notebook 05."""
-    if q.dtype == torch.uint8:
-        q = torch.stack((q & 15, q >> 4), dim=-1).flatten(-2).to(torch.int8) - 8
-    groups = q.to(dtype).unflatten(-1, (scale.shape[-1], -1))
-    return (groups * scale.to(dtype)[..., None]).flatten(-2)
-
-
-class QuantizedLinear(nn.Module):
-    """An `nn.Linear` whose weight stays packed. Notebook 05."""
-
-    def __init__(self, linear, fmt, precision):
-        super().__init__()
-        q, scale = pack_weight(linear.weight.detach(), fmt)
-        self.register_buffer("q", q)
-        self.register_buffer("scale", scale)
-        self.bias, self.precision = linear.bias, precision
-
-    def forward(self, x):
-        """Map `(..., n_in)` to `(..., n_out)`; a few tokens without unpacking."""
-        rows = x.flatten(0, -2)  # (tokens, n_in)
-        if x.is_cpu and self.q.dtype == torch.int8 and len(rows) <= 32:
-            y = torch._weight_int8pack_mm(rows.bfloat16(), self.q, self.scale[:, 0])
-        elif self.q.dtype == torch.bfloat16 and len(rows) == 1:
-            y = torch.mv(self.q, rows[0].bfloat16())
-        else:
-            weight = unpack_weight(self.q, self.scale, self.precision)
-            y = F.linear(rows.to(self.precision), weight)
-        y = y.to(x.dtype).view(*x.shape[:-1], -1)
-        return y if self.bias is None else y + self.bias
-
-
-class QuantizedEmbedding(nn.Module):
-    """Looks rows up in the table that it shares with a quantised head. Notebook 05."""
-
-    def __init__(self, head):
-        super().__init__()
-        self.head = head
-
-    def forward(self, idx):
-        """Map ids `(B, T)` to vectors `(B, T, C)`."""
-        return unpack_weight(self.head.q[idx], self.head.scale[idx], torch.float32)
-
-
-@torch.no_grad()
-def quantize(model, fmt="int8", only_if_faster=True):
-    """Put a GPTModel's linear layers and tied embedding into another number format.
-
-    If it then isn't faster at writing here, the model stays as it was. Notebook 05.
-    """
-    device = model.pos_emb.weight.device
-    token, precision = torch.zeros(1, 1, dtype=int).to(device), pick_precision(device)
-    step = partial(timeit.repeat, lambda: model(token).sum().item(), number=2, repeat=9)
-    before = min(step())
-    old = {n: part for n, part in model.named_modules() if isinstance(part, nn.Linear)}
-    new = {n: QuantizedLinear(linear, fmt, precision) for n, linear in old.items()}
-    if model.out_head.weight is model.tok_emb.weight:
-        old["tok_emb"] = model.tok_emb
-        new["tok_emb"] = QuantizedEmbedding(new["out_head"])
-    for name, part in new.items():
-        model.set_submodule(name, part)
-    if only_if_faster and min(step()) > before:
-        print(f"{fmt} isn't faster here, so the model stays as it was.")
-        for name, part in old.items():
-            model.set_submodule(name, part)
-    return model
 
 
 # =====================================================================================
@@ -1232,26 +1074,20 @@ class SpamDataset(TensorDataset):
 
 
 class LengthBatches(Sampler):
-    """Batches of similar length: a group of random batches is sorted, then cut.
-
-    Notebook 06.
-    """
+    """Batches of similar length: groups are sorted, then cut. Notebook 06."""
 
     def __init__(self, lengths, batch_size=8, shuffle=True, group=4):
-        self.lengths, self.batch_size = torch.tensor(lengths), batch_size
-        self.shuffle, self.group = shuffle, group
+        self.lengths, self.batch_size, self.group = lengths, batch_size, group
+        self.order = torch.randperm if shuffle else torch.arange
 
     def __len__(self):
         return math.ceil(len(self.lengths) / self.batch_size)
 
     def __iter__(self):
-        generator = None if self.shuffle else torch.Generator().manual_seed(0)
-        order = torch.randperm(len(self.lengths), generator=generator)
-        for group in order.split(self.group * self.batch_size):
-            by_length = group[self.lengths[group].argsort()]
-            batches = by_length.split(self.batch_size)
-            for i in torch.randperm(len(batches), generator=generator):
-                yield batches[i].tolist()
+        lengths = torch.tensor(self.lengths)
+        for group in self.order(len(lengths)).split(self.group * self.batch_size):
+            batches = group[lengths[group].argsort()].split(self.batch_size)
+            yield from (batches[i].tolist() for i in self.order(len(batches)))
 
 
 def real_lengths(model, ids):
@@ -1314,13 +1150,15 @@ def train_classifier(
 
 @torch.no_grad()
 def classify_review(
-    text, model, tokenizer, device=None, max_length=None, classes=("not spam", "spam")
+    text, model, tokenizer, device=None, max_length=None, pad_token_id=50256, names=None
 ):
     """Return the class that a message most probably belongs to. Notebook 06."""
     model.eval()
     ids = tokenizer.encode_ordinary(text)[:max_length][: model.cfg["context_length"]]
-    ids = torch.tensor([ids], device=model.tok_emb.weight.device)  # (1, T)
-    return classes[class_logits(model, ids).argmax(dim=1).item()]
+    device = device or model.tok_emb.weight.device
+    ids = torch.tensor([ids or [pad_token_id]], device=device)  # (1, T)
+    label = class_logits(model, ids).argmax(dim=1).item()
+    return (names or ("not spam", "spam"))[label]
 
 
 class LoRALayer(nn.Module):
@@ -1554,9 +1392,8 @@ def find(c):
     count, deeds = c.rng.randint(2, 3), DIALOGUES["deeds"]
     if c.rng.random() < 0.5:
         deeds = c.rng.choices(deeds) * 3
-    said = []
-    for deed in c.rng.sample(deeds, count):
-        said.append(deed | {kind: c.draw(kind) for kind in ("name", "object", "spot")})
+    deeds = c.rng.sample(deeds, count)
+    said = [d | {k: c.draw(k) for k in ("name", "object", "spot")} for d in deeds]
     sentence = "{name} {did} the {object} {where} the {spot}."
     told = " ".join(sentence.format(**deed) for deed in said)
     asked = c.rng.choice(said)

@@ -70,7 +70,6 @@ from helpers import (  # noqa: E402
     load_text,
     next_token_loss,
     pick_precision,
-    quantize,
     train_classifier,
     train_model,
 )
@@ -80,6 +79,7 @@ MIRROR = Path(os.environ.get("COURSE_MIRROR", ROOT.parent / "shared" / "mirror")
 if MIRROR.is_dir():
     os.environ["COURSE_MIRROR"] = str(MIRROR)
 CPU = torch.device("cpu")
+quantize = definitions_of("05_weight_loading")["quantize"]
 
 
 class Line(NamedTuple):
@@ -514,12 +514,15 @@ ROWS = {
 
 def peak_memory():
     """Return the most memory that this process has held, in GB; None on Windows."""
-    try:
-        import resource
-    except ImportError:
+    if sys.platform == "win32":
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e9 if sys.platform == "darwin" else 1e6)
+    if sys.platform == "linux":  # where ru_maxrss is at least the parent's
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
+        return 1024 * int(peak) / 1e9
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
 def run_row(row):

@@ -3,10 +3,8 @@
 import errno
 import os
 import select
-import shutil
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -48,22 +46,18 @@ def full_disk():
 
 
 class Child:
-    """A process forked off to run an action, perhaps as another user.
+    """A process forked off to run an action.
 
     Forking is quick, since everything is imported already, but only Linux does it well.
     """
 
-    def __init__(self, action, user=None):
+    def __init__(self, action):
         if not sys.platform.startswith("linux"):
             pytest.skip("needs Linux, to fork")
         self.reader, writer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                if user is not None:
-                    os.setgroups([])
-                    os.setgid(user)
-                    os.setuid(user)
                 said = str(action())
             except BaseException as error:
                 said = f"{type(error).__name__}: {error}"
@@ -85,17 +79,6 @@ class Child:
 def child():
     """The class `Child`: two files named conftest make it no module to import from."""
     return Child
-
-
-@pytest.fixture
-def without_rights(tmp_path_factory):
-    """Return a folder, and a function that runs an action as a user without rights."""
-    if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        pytest.skip("needs Linux and root, to become another user")
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder, lambda action: Child(action, user=65534).result()
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,12 +12,9 @@ from conftest import ROOT
 
 SCRIPT = ROOT / "data" / "gpt2-mini" / "corpus.py"
 MIRROR = Path(os.environ.get("COURSE_MIRROR", "-"))
-NOUNS = (
-    "otter kettle lantern orchard cobbler bridge candle heron basket shepherd".split()
-)
-VERBS = (
-    "found carried followed painted mended watched hid borrowed polished sang".split()
-)
+NOUNS = "otter kettle lantern orchard cobbler bridge candle heron basket shepherd"
+VERBS = "found carried followed painted mended watched hid borrowed polished sang"
+NOUNS, VERBS = NOUNS.split(), VERBS.split()
 
 
 @pytest.fixture
@@ -77,20 +74,11 @@ def mirror(corpus, tmp_path):
 
 
 def test_header_front_matter_and_catalogue_go(corpus):
-    pieces = corpus.split_book(
-        "1", book([("THE POND", tale(1)), ("THE MOAT", tale(2))])
-    )
+    tales = [("THE POND", tale(1)), ("THE MOAT", tale(2))]
+    pieces = corpus.split_book("1", book(tales))
     assert [piece.title for piece in pieces] == ["THE POND", "THE MOAT"]
     everything = "\n".join(piece.text for piece in pieces)
-    for word in (
-        "Gutenberg",
-        "Licence",
-        "Produced",
-        "elders",
-        "Terms",
-        "MOAT",
-        "CATALOGUE",
-    ):
+    for word in "Gutenberg Licence Produced elders Terms MOAT CATALOGUE".split():
         assert word not in everything
 
 
@@ -105,18 +93,15 @@ def test_paragraphs(corpus):
 
 
 def test_text_is_plain(corpus):
-    text = corpus.plain(
-        "\u201cA caf\u00e9\u201d \u2014 \u2018it\u2019s _here_\u2019\u2026"
-    )
-    assert text == "\"A cafe\"--'it's here'..."
+    text = "\u201cA caf\u00e9\u201d \u2014 \u2018it\u2019s _here_\u2019\u2026"
+    assert corpus.plain(text) == "\"A cafe\"--'it's here'..."
 
 
 def test_notes_and_sources_go(corpus):
     text = tale(1).replace(".", "[1]. [Picture: DEEP] Yes.", 1)
     text = f"[Illustration: A POND [see\npage 3] DEEP]\n\n{text}\n\n[1] A footnote."
-    (piece,) = corpus.split_book(
-        "1", book([("THE POND", f"{text}\n\nFrom the Dutch.")])
-    )
+    text = book([("THE POND", f"{text}\n\nFrom the Dutch.")])
+    (piece,) = corpus.split_book("1", text)
     for word in ("[", "]", "footnote", "Dutch", "DEEP"):
         assert word not in piece.text
 
@@ -208,16 +193,11 @@ def test_real_sources(tmp_path, monkeypatch):
     spec.loader.exec_module(corpus)
     monkeypatch.setattr(corpus, "COLLECTIONS", "902 2781 3282 4018 27903".split())
     monkeypatch.setattr(corpus, "NOVELS", ["11", "836"])
-    tales, novels = (
-        corpus.read_books(corpus.COLLECTIONS),
-        corpus.read_books(corpus.NOVELS),
-    )
-    assert {piece.book for piece in tales + novels} == {
-        *corpus.COLLECTIONS,
-        *corpus.NOVELS,
-    }
-    kept = corpus.drop_words(tales + novels)
-    assert 10 < len(tales + novels) - len(kept) < 40
+    numbers = [*corpus.COLLECTIONS, *corpus.NOVELS]
+    pieces = corpus.read_books(numbers)
+    assert {piece.book for piece in pieces} == {*numbers}
+    kept = corpus.drop_words(pieces)
+    assert 10 < len(pieces) - len(kept) < 40
     for piece in kept:
         assert piece.text.isascii() and not set("|_\t") & set(piece.text)
         assert not any(word in piece.text for word in ("Gutenberg", "Transcriber"))

@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -35,9 +36,8 @@ def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     story = (ROOT / "data" / "the-ferryman.txt").read_text(encoding="utf-8")
     first, second = story[:8000], story[8000:16000]
-    (folder / "train-tinystories.txt").write_text(
-        f"{first}<|endoftext|>{second}", "utf-8"
-    )
+    stories = f"{first}<|endoftext|>{second}"
+    (folder / "train-tinystories.txt").write_text(stories, "utf-8")
     (folder / "validation-tinystories.txt").write_text(story[16000:], "utf-8")
     (folder / "corpus.json").write_text("{}")
     return folder
@@ -106,10 +106,8 @@ def test_two_processes_give_the_same_curve(alone, text, tmp_path):
 def test_another_seed_gives_another_curve(alone, text, tmp_path):
     """So the test above can fail."""
     other = run(text, tmp_path, "--seed", 7)
-    difference = np.subtract(
-        column(other, "train_nats"), column(alone[1], "train_nats")
-    )
-    assert np.abs(difference).max() > 0.02
+    curves = [column(rows, "train_nats") for rows in (other, alone[1])]
+    assert np.abs(np.subtract(*curves)).max() > 0.02
 
 
 def test_a_killed_run_ends_with_the_same_weights(alone, text, tmp_path):
@@ -171,14 +169,14 @@ def words():
 
 def test_exercise_windows(words, alone, text):
     tokenizer = ship.helpers.read_tokenizer(text)
-    made = exercises.Exercises(
-        words | {"word": ["so"]}, tokenizer, {"find": 1, "larger": 1}
-    )
+    words, shares = words | {"word": ["so"]}, {"find": 1, "larger": 1}
+    made = exercises.Exercises(words, tokenizer)
+    window = partial(made.window, T=128, rows=0.5, weights=shares)
     for i in range(40):
-        inputs, targets = made.window(i, 128, 0.5)
+        inputs, targets = window(i)
         assert inputs.shape == targets.shape == (128,)
         known = targets[:-1] != -100
         assert torch.equal(inputs[1:][known], targets[:-1][known])
-    assert torch.equal(made.window(7, 128, 0.5)[0], made.window(7, 128, 0.5)[0])
+    assert torch.equal(window(7)[0], window(7)[0])
     row = made.row(random.Random(1), 128)
     assert row[0][1] is False and all(part == (row[0][0], True) for part in row[1:])

@@ -6,6 +6,7 @@ Each notebook's cells run here in one process, with other settings, to the end.
 import json
 import random
 import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -67,10 +68,8 @@ def test_03_takes_any_text(text_file, monkeypatch):
 
 def test_04_takes_other_texts_and_sizes(text_file, monkeypatch, tmp_path):
     monkeypatch.setattr(helpers, "RUNS", tmp_path)
-    with open(text_file, encoding="utf-8") as file:
-        longer = file.read() * 20
-    with open(text_file, "w", encoding="utf-8") as file:
-        file.write(longer)
+    path = Path(text_file)
+    path.write_text(path.read_text("utf-8") * 20, "utf-8")
     sizes = {"context_length": 16, "emb_dim": 32, "n_heads": 2, "n_layers": 1}
     run(
         "04_pretraining",
@@ -107,7 +106,7 @@ class Small06:
     cfg |= {"drop_rate": 0.0, "qkv_bias": True, "tie_weights": True}
     settings = {"SEEDS": (123, 124), "SIZES": (10, 10**6), "FULL_SIZES": (10,)}
     settings |= {"FULL_SEEDS": 1, "MODEL": "a small random model"}
-    settings["READS"] = {"last block": 30, "everything": 20, "random weights": 20}
+    settings["READS"] = 20
 
 
 def own_messages(kind):
@@ -148,7 +147,7 @@ RECORDS = [
     {"instruction": f"Say {n}.", "input": "海" * (n % 3), "output": f"{n}, no more."}
     for n in range(24)
 ]
-FEW = {"DIALOGUES_READ": 8, "TESTS": 2, "WRITTEN": 3}
+FEW = {"SETTINGS": {256: (1e-3, 4, 8)}, "TESTS": 2, "WRITTEN": 3}
 
 
 @pytest.fixture

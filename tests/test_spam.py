@@ -145,8 +145,9 @@ def test_batches_hold_each_message_once_and_are_of_similar_length():
     assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(331))
     padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in first)
     assert padded < 1.4 * sum(lengths)
-    fixed = LengthBatches(lengths, shuffle=False)
-    assert list(fixed) == list(fixed)
+    fixed = LengthBatches(lengths, shuffle=False, group=2)
+    first, second = ([lengths[i] for i in batch] for batch in [*fixed][:2])
+    assert first + second == sorted(lengths[:16])
 
 
 # The classifier
@@ -206,8 +207,10 @@ def test_it_learns_what_is_easy(dataset):
     loss = F.cross_entropy(logits, dataset.labels).item()
     assert result == pytest.approx({"val_loss": loss, "val_accuracy": 1.0}, abs=1e-4)
     assert classify_review("win money now", model, TOKENIZER) == "spam"
-    assert classify_review("see you", model, TOKENIZER, max_length=9) == "not spam"
-    assert classify_review("see you " * 40, model, TOKENIZER, classes="ab") in "ab"
+    assert classify_review("see you", model, TOKENIZER, "cpu", 9, END) == "not spam"
+    assert classify_review("see you " * 40, model, TOKENIZER, names="ab") in "ab"
+    empty = classify_review("", model, TOKENIZER, pad_token_id=END)
+    assert empty in ("spam", "not spam")
 
 
 def test_a_head_of_the_vocabulary_and_a_stale_optimizer_stop_before_training(dataset):

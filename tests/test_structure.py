@@ -13,13 +13,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from notebook_cells import definitions_of, notebook_paths
+from notebook_cells import notebook_paths
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = notebook_paths()
 SOLUTIONS = notebook_paths(ROOT / "notebooks" / "solutions")
 HELPERS = (ROOT / "helpers.py").read_text(encoding="utf-8")
-HEADS = r"^# (?:Chapter (\d):|From the first edition)"  # what begins a part of it
 TAGS = {"helpers", "real-data", "nbval-ignore-output", "raises-exception"}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem[:2])
@@ -79,14 +78,10 @@ def definitions(source):
 
 
 def chapters():
-    """Map each name of helpers.py to its chapter; 0 is the opening.
-
-    What stands in the block "From the first edition" belongs to no chapter: None.
-    """
+    """Map each name of helpers.py to its chapter; 0 is the opening."""
     chapter_at = {0: 0}
-    for head in re.finditer(HEADS, HELPERS, flags=re.M):
-        line = HELPERS[: head.start()].count("\n")
-        chapter_at[line] = int(head[1]) if head[1] else None
+    for head in re.finditer(r"^# Chapter (\d):", HELPERS, flags=re.M):
+        chapter_at[HELPERS[: head.start()].count("\n")] = int(head[1])
     return {
         name: chapter_at[max(line for line in chapter_at if line < node.lineno)]
         for name, node in definitions(HELPERS).items()
@@ -114,7 +109,7 @@ def test_a_notebook_imports_only_from_chapters_before_it(path):
         for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.ImportFrom) and node.module == "helpers":
                 for name in node.names:
-                    assert (chapter_of[name.name] or 0) < number, name.name
+                    assert chapter_of[name.name] < number, name.name
 
 
 def test_every_object_of_helpers_is_documented():
@@ -127,17 +122,10 @@ def test_every_object_of_helpers_is_documented():
                 assert f"notebook {chapter_of[name]:02d}." in doc.lower(), name
 
 
-def test_the_second_edition_of_helpers_checks_no_arguments():
-    chapter_of = chapters()
-    for name in chapter_of:
-        if chapter_of[name] in range(6):
-            assert not name.startswith("check_"), name
-
-
-def test_definitions_of_a_notebook_can_be_used_by_themselves():
-    found = definitions_of("06_spam_finetuning")
-    first, again, other = found["find_series"](["win it now", "Now win it!", "hi"])
-    assert first == again != other and "SEEDS" not in found.namespace
+def test_helpers_stays_small():
+    assert len(HELPERS.splitlines()) <= 1500
+    assert len(re.findall(r"^ +raise ", HELPERS, flags=re.M)) <= 25
+    assert not any(name.startswith("check_") for name in definitions(HELPERS))
 
 
 @each_notebook
@@ -147,10 +135,6 @@ def test_the_first_cell_tells_what_to_expect(path):
     for label in ("*You build*", "*You need*", "*Run time*", "*New in helpers.py*"):
         assert label in first
     assert re.search(r"\*Run time\*: .*\d+ (second|minute)", first)
-
-
-def test_each_notebook_has_a_solution():
-    assert [path.name for path in SOLUTIONS] == [path.name for path in NOTEBOOKS]
 
 
 @each_notebook
@@ -199,10 +183,6 @@ def test_outputs_are_those_of_one_clean_run(path):
             for place in (str(ROOT.parent), str(Path.home()), tempfile.gettempdir()):
                 assert f"{place}/" not in json.dumps(output)
     assert path.stat().st_size < 1_000_000
-
-
-@each_stored
-def test_a_notebook_says_that_it_is_python(path):
     language = nbformat.read(path, as_version=4).metadata.language_info
     assert language == {"name": "python", "file_extension": ".py"}
 

@@ -35,26 +35,17 @@ from helpers import (
 
 CPU = torch.device("cpu")
 TOKENIZER = BPETokenizer()  # the 256 bytes
-TINY = {
-    "vocab_size": 256,
-    "context_length": 8,
-    "emb_dim": 16,
-    "n_heads": 2,
-    "n_layers": 2,
-    "drop_rate": 0.1,
-    "qkv_bias": False,
-}
+TINY = {"vocab_size": 256, "context_length": 8, "emb_dim": 16, "n_heads": 2}
+TINY |= {"n_layers": 2, "drop_rate": 0.1, "qkv_bias": False}
 TEXT = "The ferryman rowed from one bank to the other and back. " * 3
 
 
 def tiny_model(seed=1, **changes):
-    """Return a small model with the weights of `seed`."""
     torch.manual_seed(seed)
     return GPTModel(TINY | changes)
 
 
 def loader(text=TEXT, batch_size=4, shuffle=True):
-    """Return batches of 8 tokens."""
     return create_dataloader_v1(text, batch_size, 8, 8, shuffle, tokenizer=TOKENIZER)
 
 
@@ -64,7 +55,6 @@ def loaders():
 
 
 def weights(model):
-    """Return a copy of the model's weights."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -116,27 +106,20 @@ def test_targets_of_minus_100_do_not_count():
 # The simple loop
 
 
-def train_simply(model, train, val, epochs=2):
-    """Train with the simple loop."""
+def test_simple_loop_lowers_the_loss_counts_tokens_and_prints(capsys):
+    model, (train, val) = tiny_model(), loaders()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    extra = (3, 1, "The bank", TOKENIZER)
-    return train_model_simple(model, train, val, optimizer, CPU, epochs, *extra)
-
-
-def test_simple_loop_lowers_the_loss_and_counts_tokens():
-    train_losses, val_losses, seen = train_simply(tiny_model(), *loaders(), epochs=6)
+    train_losses, val_losses, seen = train_model_simple(
+        model, train, val, optimizer, CPU, 6, 3, 1, "The bank", TOKENIZER
+    )
     assert train_losses[-1] < train_losses[0] - 1
     assert val_losses[-1] < val_losses[0] - 0.5
     assert seen == [32 * (step + 1) for step in range(0, 30, 3)]
-
-
-def test_simple_loop_prints_the_books_lines(capsys):
-    train_simply(tiny_model(), *loaders())
     lines = capsys.readouterr().out.splitlines()
     form = r"Ep (\d) \(Step (\d{6})\): Train loss \d\.\d{3}, Val loss \d\.\d{3}"
     found = [match.groups() for line in lines if (match := re.fullmatch(form, line))]
-    assert found == [(str(step // 5 + 1), f"{step:06d}") for step in (0, 3, 6, 9)]
-    assert sum(line.startswith("The bank") for line in lines) == 2
+    assert found == [(str(step // 5 + 1), f"{step:06d}") for step in range(0, 30, 3)]
+    assert sum(line.startswith("The bank") for line in lines) == 6
 
 
 # The loop in earnest
@@ -162,7 +145,6 @@ def test_only_trainable_matrices_decay_and_tied_ones_once():
 
 
 def run(model, batches, steps, **settings):
-    """Train in float32."""
     settings = {"precision": torch.float32} | settings
     return train_model(model, batches, next_token_loss, steps, **settings)
 
@@ -203,8 +185,8 @@ def test_accumulation_weighs_batches_by_their_targets():
         run(model, batches, 1, accumulate=len(parts), **plain)
         ends.append(torch.cat([p.flatten() for p in model.parameters()]))
     assert torch.allclose(*ends, atol=1e-6)
-    assert not torch.allclose(ends[0], nn.utils.parameters_to_vector(
-        tiny_model(drop_rate=0.0).parameters()), atol=1e-3)  # fmt: skip
+    untrained = nn.utils.parameters_to_vector(tiny_model(drop_rate=0.0).parameters())
+    assert not torch.allclose(ends[0], untrained, atol=1e-3)
 
 
 def test_no_batch_is_an_error_and_not_an_endless_loop():
@@ -227,11 +209,11 @@ def test_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path):
         return {"val_loss": mean_loss(model, batches)}
 
     with pytest.raises(RuntimeError, match="non-finite"):
-        train_model(model, batches, loss_fn, 9, evaluate=evaluate, eval_freq=3,
-                    run_dir=tmp_path, precision=torch.float32)  # fmt: skip
+        options = {"evaluate": evaluate, "eval_freq": 3, "run_dir": tmp_path}
+        train_model(model, batches, loss_fn, 9, precision=torch.float32, **options)
     assert same(weights(model), seen[-1])
-    assert same(load_checkpoint(tmp_path / "last.pth", tiny_model())
-                ["model_state_dict"], seen[-1])  # fmt: skip
+    last = load_checkpoint(tmp_path / "last.pth", tiny_model())
+    assert same(last["model_state_dict"], seen[-1])
 
 
 def test_stale_optimizer_is_refused():
@@ -305,9 +287,8 @@ def test_interrupted_save_leaves_the_old_file_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(helpers.torch, "save", full_disk)
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(path, tiny_model(2))
-    assert same(
-        load_checkpoint(path, tiny_model(3))["model_state_dict"], weights(model)
-    )
+    state = load_checkpoint(path, tiny_model(3))
+    assert same(state["model_state_dict"], weights(model))
 
 
 class Harmful:
@@ -329,7 +310,6 @@ PROBS = [0.4, 0.3, 0.15, 0.1, 0.05]
 
 
 def normalised(values):
-    """Return `values` divided by their sum."""
     return [value / sum(values) for value in values]
 
 
@@ -386,7 +366,6 @@ def test_top_k_keeps_k_where_logits_are_equal():
 
 
 def prompts(rows, tokens=3):
-    """Return `(rows, tokens)` random ids."""
     generator = torch.Generator().manual_seed(8)
     return torch.randint(0, 256, (rows, tokens), generator=generator)
 
@@ -435,23 +414,17 @@ def ends():
     return model, idx, eos_id
 
 
-def test_each_row_of_a_batch_stops_at_its_own_end():
-    model, idx, eos_id = ends()
-    out = generate(model, idx, 12, 8, eos_id=eos_id)
-    free = generate(model, idx, 12, 8)
-    for row, prompt, whole in zip(out, idx, free, strict=True):
-        alone = generate(model, prompt[None], 12, 8, eos_id=eos_id)[0]
-        assert new_tokens(row, eos_id) == new_tokens(alone, eos_id)
-        assert new_tokens(row, eos_id) == new_tokens(whole, eos_id)
-        after = row[3 + len(new_tokens(row, eos_id)) :]
-        assert (after == eos_id).all()
-
-
-def test_generation_stops_once_every_row_has_ended():
+def test_each_row_stops_at_its_own_end_and_the_batch_at_the_last():
     model, idx, eos_id = ends()
     free = generate(model, idx, 12, 8)
-    idx = idx[(free[:, 3:] == eos_id).any(dim=1)]
-    out = generate(model, idx, 10_000, 8, eos_id=eos_id)
+    ending = (free[:, 3:] == eos_id).any(dim=1)
+    for chosen, limit in ((slice(None), 12), (ending, 10_000)):
+        out = generate(model, idx[chosen], limit, 8, eos_id=eos_id)
+        for row, prompt, whole in zip(out, idx[chosen], free[chosen], strict=True):
+            alone = generate(model, prompt[None], 12, 8, eos_id=eos_id)[0]
+            found = new_tokens(row, eos_id)
+            assert found == new_tokens(alone, eos_id) == new_tokens(whole, eos_id)
+            assert (row[3 + len(found) :] == eos_id).all()
     longest = max(len(new_tokens(row, eos_id)) for row in out)
     assert out.shape[1] == 3 + longest < 3 + 12
 

@@ -7,14 +7,13 @@ import copy
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmark import in_own_process, load_measured
 from notebook_cells import definitions_of
 from random_checkpoint import SMALL, random_model, ship, write_random
 
@@ -23,19 +22,14 @@ from helpers import (
     GPT2_CONFIGS,
     BPETokenizer,
     GPTModel,
-    QuantizedLinear,
     choose_gpt2,
     download_gpt2,
     generate_text_simple,
     get_tokenizer,
     load_gpt2,
-    pack_weight,
-    quantize,
     read_tokenizer,
-    unpack_weight,
 )
 
-ROOT = Path(helpers.__file__).parent
 MIRROR = Path(os.environ.get("COURSE_MIRROR") or "no mirror") / "gpt2" / "124M"
 DATA, INDEX = "model.ckpt.data-00000-of-00001", "model.ckpt.index"
 STORY = "the cat and the hat sat on the mat, and that was that. " * 9
@@ -45,6 +39,8 @@ TINY |= {"n_layers": 2}
 THE_DOG = [464, 3290, 373, 1043, 287, 257, 2214, 1474, 262, 16246]
 THE_DOG += [286, 2688, 290, 2688, 27262, 13, 198, 198, 464, 3290]
 NOTEBOOK = definitions_of("05_weight_loading")
+pack_weight, unpack_weight = NOTEBOOK["pack_weight"], NOTEBOOK["unpack_weight"]
+quantize = NOTEBOOK["quantize"]
 
 needs_mirror = pytest.mark.skipif(not MIRROR.is_dir(), reason="needs OpenAI's index")
 
@@ -86,9 +82,8 @@ def test_logits_are_those_of_the_forward_pass_in_numpy(tmp_path, size, dtype):
     changes = TINY | {"n_layers": n_layers, "n_heads": n_heads, "emb_dim": 4 * n_heads}
     write_random(tmp_path / size, TOKENIZER, dtype, **changes)
     model, tokenizer = load_gpt2(tmp_path / size)
-    reader = helpers.import_tensorflow().train.load_checkpoint(
-        str(tmp_path / size / "model.ckpt")
-    )
+    checkpoint = str(tmp_path / size / "model.ckpt")
+    reader = helpers.import_tensorflow().train.load_checkpoint(checkpoint)
     ids = list(range(3, 200, 13))
     theirs = NOTEBOOK["numpy_logits"](ids, reader, n_layers, n_heads)
     with torch.no_grad():
@@ -102,35 +97,16 @@ def test_logits_are_those_of_the_forward_pass_in_numpy(tmp_path, size, dtype):
     assert ids == TOKENIZER.encode(text, "all") and tokenizer.decode(ids) == text
 
 
-PEAK = """
-import sys, helpers
-assert "tensorflow" not in sys.modules  # importing helpers stays quick
-
-def kilobytes(what):
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(what))
-
-helpers.torch.set_num_threads(1)
-helpers.load_gpt2(sys.argv[1])  # a tiny one, so that everything is imported
-before = kilobytes("VmRSS")
-model, _ = helpers.load_gpt2(sys.argv[2])
-size = sum(p.numel() * p.element_size() for p in model.parameters())
-print((kilobytes("VmHWM") - before) * 1024 / size)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
-def test_loading_needs_little_more_memory_than_the_model(tmp_path):
-    """As wide as 124M and a third as deep; tests/benchmark.py has all of it."""
+def test_loading_needs_little_more_memory_than_the_model(tmp_path, capfd):
+    """As wide as 124M and a third as deep; `benchmark.py --only load` has all of it."""
     wide = TINY | {"emb_dim": 768, "n_heads": 12, "n_layers": 4}
     write_random(tmp_path / "tiny", TOKENIZER, **TINY)
     write_random(tmp_path / "wide", TOKENIZER, **wide)
-    command = [sys.executable, "-c", PEAK, tmp_path / "tiny", tmp_path / "wide"]
-    run = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert run.returncode == 0 and run.stderr == "", run.stderr
-    assert float(run.stdout) < 1.4
+    capfd.readouterr()
+    folders = tmp_path / "tiny", tmp_path / "wide"
+    _, used, size = in_own_process(load_measured, *folders)
+    assert used is None or used < 1.4 * size  # Windows doesn't tell
+    assert capfd.readouterr().err == "", "TensorFlow's greetings"
 
 
 @needs_mirror
@@ -178,15 +154,14 @@ def flip(data, at):
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-def hparams(**changes):
-    return change(
-        "hparams.json", lambda d: json.dumps(json.loads(d) | changes).encode()
-    )
+def hparams(**new):
+    return change("hparams.json", lambda d: json.dumps(json.loads(d) | new).encode())
 
 
 FAULTS = {
     "hparams cut": (change("hparams.json", lambda d: d[:20]), "hparams.json"),
     "other hparams": (change("hparams.json", lambda d: b'{"d_model": 8}'), "n_vocab"),
+    "no hparams": (lambda f: (f / "hparams.json").unlink(), "hparams.json"),
     "huge": (hparams(n_embd=10**18), "hparams.json"),
     "wider": (hparams(n_embd=48), "model/wte"),
     "larger vocabulary": (hparams(n_vocab=271), "encoder.json.*270.*271"),
@@ -226,12 +201,9 @@ def test_openais_index_beside_a_short_data_file(folder):
         load_gpt2(folder)
 
 
-def test_a_missing_folder_or_description_is_named(folder):
+def test_a_missing_folder_is_named():
     with pytest.raises(FileNotFoundError, match="125M is neither.*'124M'.*'1558M'"):
         load_gpt2("125M")
-    (folder / "hparams.json").unlink()
-    with pytest.raises(ValueError, match="hparams.json"):
-        load_gpt2(folder)
 
 
 # Choosing and downloading
@@ -240,14 +212,10 @@ def test_a_missing_folder_or_description_is_named(folder):
 @pytest.fixture
 def course(good, tmp_path, monkeypatch):
     """Let "124M" be the tiny folder, in the mirror, with nothing downloaded."""
-    files = {
-        f"gpt2/124M/{path.name}": {
-            "urls": [],
-            "bytes": path.stat().st_size,
-            "sha256": None,
-        }
-        for path in good.iterdir()
-    }
+    files = {}
+    for path in good.iterdir():
+        known = {"urls": [], "bytes": path.stat().st_size, "sha256": None}
+        files[f"gpt2/124M/{path.name}"] = known
     shutil.copytree(good, tmp_path / "mirror" / "gpt2" / "124M")
     monkeypatch.setattr(helpers, "DOWNLOADS", tmp_path / "downloads")
     monkeypatch.setattr(helpers, "FILES", files)
@@ -346,7 +314,6 @@ def test_all_paths_of_a_quantized_model_agree(fmt, tied):
             rounded.get_submodule(name).weight.data.copy_(weight)
     quantize(model, fmt, only_if_faster=False)
     assert not any(isinstance(part, torch.nn.Linear) for part in model.modules())
-    assert isinstance(model.out_head, QuantizedLinear)
     ids = torch.randint(0, 300, (2, 40))
     with torch.no_grad():
         for length in (1, 4, 40):
@@ -372,8 +339,8 @@ def test_a_format_that_is_not_faster_is_left(monkeypatch, capsys):
     model = random_model(**SMALL | {"vocab_size": 300})
     parts = dict(model.named_modules())
     times = iter([1.0, 2.0, 1.0, 0.5])
-    monkeypatch.setattr(helpers.timeit, "repeat", lambda *_, **__: [next(times)])
+    monkeypatch.setattr("timeit.repeat", lambda *_, **__: [next(times)])
     assert dict(quantize(model, "int8").named_modules()) == parts
     assert model.out_head.weight is model.tok_emb.weight
     assert "isn't faster here" in capsys.readouterr().out
-    assert isinstance(quantize(model, "int8").out_head, QuantizedLinear)
+    assert dict(quantize(model, "int8").named_modules()) != parts

@@ -44,20 +44,23 @@ class Exercises:
     """Windows `(inputs, targets)` of exercises, number i always the same.
 
     Targets that nobody could know (the first showing of a row, what the user says) are
-    -100, which the loss leaves out. `weights` has the shares of the dialogues' kinds.
+    -100, which the loss leaves out.
     """
 
-    def __init__(self, words, tokenizer, weights):
+    def __init__(self, words, tokenizer):
         self.words, self.tokenizer = words, tokenizer
-        self.kinds, self.weights = list(weights), list(weights.values())
 
-    def window(self, i, T, rows):
-        """Window number i of T tokens: with the probability `rows`, rows of tokens."""
+    def window(self, i, T, rows, weights):
+        """Window number i of T tokens: with the probability `rows`, rows of tokens.
+
+        Otherwise dialogues, of each kind as often as `weights` has it.
+        """
         rng = random.Random(i)
-        make = self.row if rng.random() < rows else self.dialogue
+        is_row = rng.random() < rows
         ids, known = [], []
         while len(ids) <= T:
-            for part, counts in make(rng, T):
+            made = self.row(rng, T) if is_row else self.dialogue(rng, weights)
+            for part, counts in made:
                 ids += part
                 known += [counts] * len(part)
         ids, known = torch.tensor(ids), torch.tensor(known)
@@ -73,9 +76,9 @@ class Exercises:
         row = [rng.randrange(self.tokenizer.eot_token) for _ in range(length)]
         return [(row, False)] + [(row, True)] * rng.randint(1, 5)
 
-    def dialogue(self, rng, T):
+    def dialogue(self, rng, weights):
         """A dialogue, each turn a line, then the end of the text."""
-        (kind,) = rng.choices(self.kinds, self.weights)
+        (kind,) = rng.choices([*weights], weights.values())
         encode, parts = self.tokenizer.encode_ordinary, []
         for message, answer in make_dialogue(rng.random(), self.words, kind):
             parts.append((encode(f"User: {message}\nAssistant:"), False))

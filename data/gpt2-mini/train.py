@@ -54,6 +54,7 @@ DIALOGUES = {  # how often each kind comes among the others
     "repeat": 2,
     "reverse": 3,
 }
+HARDER = DIALOGUES | {"unknown": 5, "find": 5, "reverse": 6}  # towards the end
 STAGES = [  # tokens at its end, windows, weight of the exercises, share of rows in
     # them, and the learning rate at its end, as a part of the peak; between: a line
     (2_048_000, [64], 1.75, 0.8, 1.0),  # copying first, and from short windows
@@ -69,7 +70,10 @@ STAGES = [  # tokens at its end, windows, weight of the exercises, share of rows
     (21_299_200, [128, 256], 1.0, 0.6, 0.5),
     (23_756_800, [256, 512], 0.9, 0.55, 0.45),
     (27_033_600, [128, 256, 512], 0.6, 0.3, 0.0),
+    (27_443_200, [256, 128, 256, 512], 1.0, 0.35, 0.3),  # once more, harder dialogues
+    (38_092_800, [256, 128, 256, 512], 1.0, 0.35, 0.0),
 ]
+HARDER_FROM = 13  # stage
 LEARN_FROM = {  # characters that the tokenizer is trained on
     "tinystories": 6_000_000,
     "tales": 3_000_000,
@@ -169,15 +173,17 @@ class Batches:
         paths = {name: args.text / f"train-{name}.bin" for name in TEXTS}
         paths = {name: path for name, path in paths.items() if path.exists()}
         self.ids = {n: np.memmap(path, np.uint16, "r") for n, path in paths.items()}
-        self.exercises = Exercises(words, tokenizer, DIALOGUES)
+        self.exercises = Exercises(words, tokenizer)
         self.steps = math.ceil(args.tokens / args.step_tokens)
         self.ends = [until * self.steps / STAGES[-1][0] for until, *_ in STAGES]
 
     def stage(self, step):
-        """The length of the windows, the weight of exercises, the share of rows."""
+        """Length of the windows, weight of exercises, share of rows, dialogues."""
         number = sum(end <= step for end in self.ends)
         _, windows, weight, rows, _ = STAGES[number]
-        return min(windows[step % len(windows)], self.args.context), weight, rows
+        dialogues = HARDER if number >= HARDER_FROM else DIALOGUES
+        T = min(windows[step % len(windows)], self.args.context)
+        return T, weight, rows, dialogues
 
     def learning_rate(self, step):
         """Warm-up, then from stage to stage along straight lines."""
@@ -185,12 +191,12 @@ class Batches:
         planned = np.interp(step, [0, *self.ends], rates)
         return self.args.peak_lr * min((step + 1) / self.args.warmup, float(planned))
 
-    def draw(self, rng, T, weight, rows):
+    def draw(self, rng, T, weight, rows, dialogues):
         """Inputs and targets, both `(T,)`, from a text or the exercises."""
         weights = {name: TEXTS[name] for name in self.ids} | {"exercises": weight}
         (source,) = rng.choices([*weights], weights.values())
         if source == "exercises":
-            return self.exercises.window(rng.random(), T, rows)
+            return self.exercises.window(rng.random(), T, rows, dialogues)
         start = rng.randrange(len(self.ids[source]) - T)
         ids = self.ids[source][start : start + T + 1].astype(np.int64)
         return torch.from_numpy(ids[:-1]), torch.from_numpy(ids[1:])
@@ -355,8 +361,8 @@ def main(arguments=None):
 
     free = ("out", "text", "eval_every")  # options that may change
     options = {key: value for key, value in vars(args).items() if key not in free}
-    options |= {"texts": TEXTS, "stages": str(STAGES), "dialogues": DIALOGUES}
-    options |= {"precision": str(precision)}
+    options |= {"texts": TEXTS, "stages": str(STAGES)}
+    options |= {"dialogues": [DIALOGUES, HARDER], "precision": str(precision)}
     step, log, seconds, losses = 0, [], 0.0, []
     last = args.out / "last.pth"
     if last.exists():
