@@ -102,7 +102,9 @@ def test_groups_without_signal_are_skipped_and_levels_rise():
     made.rewards = rewards * 0
     prompts, kept, advantages = next(iter(batches))
     assert len(kept) == 4 and not advantages.any()
-    practice = BOOK["Practice"](MODEL, lambda c, n: ("Hi", lambda text: 1.0), [2, 3])
+    practice = BOOK["PolicyBatches"](
+        MODEL, lambda c, n: ("Hi", lambda text: 1.0), [2, 3]
+    )
     practice.attempt()
     assert practice.hardest == 1 and practice.log[-1]["groups without signal"] == 1
 
@@ -120,7 +122,7 @@ def test_dpo_starts_at_ln_2_and_prefers_the_better_answer():
     now = BOOK["answer_log_probs"](model, IDS, answers).sum(dim=1) - was
     assert (now[::2] - now[1::2]).mean() > 0
     torch.manual_seed(5)
-    ((_, both, logs),) = BOOK["shuffle_labels"]([(IDS, answers, was)])
+    _, both, logs = BOOK["shuffle_labels"](IDS, answers, was)
     order = [answers.tolist().index(row) for row in both.tolist()]
     assert torch.equal(logs, was[order]) and sorted(order) == [*range(6)]
     assert [i // 2 for i in order] == [0, 0, 1, 1, 2, 2]

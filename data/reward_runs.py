@@ -1,0 +1,76 @@
+"""The long runs of notebook 08, written to data/reward-runs.csv.
+
+    python data/reward_runs.py [--seconds 600] [--seeds 3] [--part 0/1]
+
+Each method is trained for `--seconds` with every seed; the policy gradient also on
+other orders, and with the first seed three times as long. The code is that of the
+notebook's cells. What the log has already isn't made again, so a run that was stopped
+goes on with the same command. `--part 1/2` makes every second run only, for a process
+beside another one.
+"""
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+LOG = ROOT / "data" / "reward-runs.csv"
+
+
+def definitions():
+    """Run the notebook's cells up to the live runs; return what they define."""
+    notebooks = ROOT / "notebooks"
+    os.chdir(notebooks)
+    sys.path += [str(ROOT), str(notebooks / "solutions")]
+    book = {"__name__": "notebook_08", "display": print}
+    notebook = nbformat.read(notebooks / "08_learning_from_rewards.ipynb", 4)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    for source in code:
+        if "models" not in source and "plt.show()" not in source:  # no live runs
+            exec(source, book)
+        if "def careful(" in source:
+            return book
+
+
+def read_log():
+    columns = ["model", "method", "seed"]
+    return pd.read_csv(LOG) if LOG.exists() else pd.DataFrame(columns=columns)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--part", default="0/1")
+    args = parser.parse_args()
+    book = definitions()
+    size = sum(p.numel() for p in book["start"].parameters())
+    model, gradient = f"{Path(book['FOLDER']).name}, {size} parameters", book["PG"]
+    book["METHODS"][f"{gradient}, orders"] = book["METHODS"][gradient]
+    book["METHODS"][f"{gradient}, long"] = book["METHODS"][gradient]
+    orders = partial(book["any_order"], verify=book["careful"])
+    first, *others = range(book["SEED"], book["SEED"] + args.seeds)
+    planned = [(f"{gradient}, long", 3 * args.seconds, first)]
+    for seed in (first, *others):
+        names = [name for name in book["METHODS"] if "long" not in name]
+        planned += [(name, args.seconds, seed) for name in names]
+    part, parts = map(int, args.part.split("/"))
+    for method, seconds, seed in planned[part::parts]:
+        log = read_log()
+        done = (log["model"] == model) & (log["method"] == method)
+        if (done & (log["seed"] == seed)).any():
+            continue
+        task = {"task": orders, "levels": range(3, 7)} if "orders" in method else {}
+        _, table = book["experiment"](method, seconds, seed, **task)
+        table = pd.concat([read_log(), table.assign(model=model).round(4)])
+        table.to_csv(LOG, index=False)
+        print(table.tail(1).T.to_string(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
