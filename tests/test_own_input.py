@@ -187,6 +187,6 @@ def test_07_stops_before_training(model_07, tmp_path, monkeypatch, says, rows):
 
 
 def test_08_takes_another_model(model_07, monkeypatch):
-    few = {"TESTS": 2, "DIALOGUES_READ": 16, "SECONDS": 0.1, "STEPS": 1, "SEEDS": 1}
+    few = {"TESTS": 2, "DIALOGUES_READ": 16, "SECONDS": 0.1, "STEPS": 1}
     few |= {"PROMPTS, SAMPLES": (2, 3), "WORD_COUNTS": range(2, 5)}
     run("08_learning_from_rewards", monkeypatch, **few)
