@@ -6,7 +6,7 @@ Each method is trained for `--seconds` with every seed; the policy gradient also
 other orders, and with the first seed three times as long. The code is that of the
 notebook's cells. What the log has already isn't made again, so a run that was stopped
 goes on with the same command. `--part 1/2` makes every second run only, for a process
-beside another one.
+beside another one. The seconds are the process's own: other work takes nothing away.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from time import process_time
 
 import nbformat
 import pandas as pd
@@ -49,6 +50,7 @@ def main():
     parser.add_argument("--part", default="0/1")
     args = parser.parse_args()
     book = definitions()
+    book["perf_counter"] = process_time  # of one thread, with OMP_NUM_THREADS=1
     size = sum(p.numel() for p in book["start"].parameters())
     model, gradient = f"{Path(book['FOLDER']).name}, {size} parameters", book["PG"]
     book["METHODS"][f"{gradient}, orders"] = book["METHODS"][gradient]
