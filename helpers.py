@@ -695,17 +695,9 @@ def generate_and_print_sample(model, tokenizer, device, start_context):
 
 
 def train_model_simple(
-    model,
-    train_loader,
-    val_loader,
-    optimizer,
-    device,
-    num_epochs,
-    eval_freq,
-    eval_iter,
-    start_context,
-    tokenizer,
-):
+    model, train_loader, val_loader, optimizer, device, num_epochs,
+    eval_freq, eval_iter, start_context, tokenizer,
+):  # fmt: skip
     """Train; return lists of both losses and of the tokens seen. Notebook 04."""
     train_losses, val_losses, track_tokens_seen = [], [], []
     tokens_seen, step = 0, 0
@@ -718,14 +710,12 @@ def train_model_simple(
             optimizer.step()
             tokens_seen += inputs.numel()
             if step % eval_freq == 0:
-                losses = evaluate_model(
-                    model, train_loader, val_loader, device, eval_iter
-                )
-                train_losses.append(losses[0])
-                val_losses.append(losses[1])
+                now = evaluate_model(model, train_loader, val_loader, device, eval_iter)
+                train_losses.append(now[0])
+                val_losses.append(now[1])
                 track_tokens_seen.append(tokens_seen)
                 print(f"Ep {epoch + 1} (Step {step:06d}): ", end="")
-                print(f"Train loss {losses[0]:.3f}, Val loss {losses[1]:.3f}")
+                print(f"Train loss {now[0]:.3f}, Val loss {now[1]:.3f}")
             step += 1
         generate_and_print_sample(model, tokenizer, device, start_context)
     return train_losses, val_losses, track_tokens_seen
@@ -739,7 +729,7 @@ def save_checkpoint(path, model, optimizer=None, **extra):
     temporary = Path(f"{path}.tmp")
     temporary.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, temporary)
-    os.replace(temporary, path)  # a crash while writing leaves the old file whole
+    temporary.replace(path)  # a crash while writing leaves the old file whole
 
 
 def load_checkpoint(path, model, optimizer=None):
@@ -789,15 +779,9 @@ def next_token_logits(model, idx, context_size, cache):
 
 @torch.no_grad()
 def generate(
-    model,
-    idx,
-    max_new_tokens,
-    context_size,
-    temperature=0.0,
-    top_k=None,
-    top_p=None,
-    eos_id=None,
-):
+    model, idx, max_new_tokens, context_size,
+    temperature=0.0, top_k=None, top_p=None, eos_id=None,
+):  # fmt: skip
     """Append sampled tokens to prompts of one length, `(B, T)`. Notebook 04.
 
     A row ends before `eos_id`, and is filled up with it while others go on.
@@ -861,22 +845,10 @@ def endless(batches):
 
 
 def train_model(
-    model,
-    batches,
-    loss_fn,
-    num_steps,
-    peak_lr=1e-3,
-    min_lr=1e-4,
-    warmup_steps=10,
-    weight_decay=0.1,
-    accumulate=1,
-    max_norm=1.0,
-    precision=None,
-    optimizer=None,
-    eval_freq=100,
-    evaluate=None,
-    run_dir=None,
-):
+    model, batches, loss_fn, num_steps, peak_lr=1e-3, min_lr=1e-4, warmup_steps=10,
+    weight_decay=0.1, accumulate=1, max_norm=1.0, precision=None, optimizer=None,
+    eval_freq=100, evaluate=None, run_dir=None,
+):  # fmt: skip
     """Train on a loader's batches, read again and again; return a table. Notebook 04.
 
     `loss_fn(model, *batch)` returns the summed loss and the number of targets;
@@ -912,13 +884,13 @@ def train_model(
         for p in trainable:
             if p.grad is not None:
                 p.grad /= n_targets
-        nn.utils.clip_grad_norm_(trainable, max_norm, error_if_nonfinite=True)
+        torch.nn.utils.clip_grad_norm_(trainable, max_norm, error_if_nonfinite=True)
         # Step
         lr = learning_rate(step - 1, num_steps, warmup_steps, peak_lr, min_lr)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
-        optimizer.zero_grad()
+        model.zero_grad()
         seen, n_total = seen + n_targets, n_total + n_targets
         # Evaluate
         if step % eval_freq and step < num_steps:

@@ -173,6 +173,18 @@ def test_loop_equals_its_own_steps_by_hand():
     assert table["train_loss"].tolist() == pytest.approx(means, abs=1e-4)
 
 
+def test_accumulated_batches_make_the_step_of_one_large_batch():
+    inputs, targets = next(iter(loader()))  # (4, 8)
+    parts, after = [(inputs[:1], targets[:1]), (inputs[1:], targets[1:])], []
+    plan = {"peak_lr": 1.0, "warmup_steps": 0, "max_norm": math.inf}
+    for batches in ([(inputs, targets)], parts):
+        model = tiny_model(drop_rate=0.0)
+        sgd = torch.optim.SGD(model.parameters())  # Adam would hide a wrong scale
+        run(model, batches, 1, accumulate=len(batches), optimizer=sgd, **plan)
+        after.append(nn.utils.parameters_to_vector(model.parameters()))
+    assert torch.allclose(*after, atol=1e-5)
+
+
 def test_no_batch_is_an_error_and_not_an_endless_loop():
     with pytest.raises(ValueError, match="no batch"):
         run(tiny_model(), [], 1)
