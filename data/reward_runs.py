@@ -1,12 +1,13 @@
 """The long runs of notebook 08, written to data/reward-runs.csv.
 
-    python data/reward_runs.py [--seconds 600] [--seeds 3] [--part 0/1]
+    python data/reward_runs.py [--seconds 360] [--seeds 3] [--part 0/1]
 
 Each method is trained for `--seconds` with every seed; the policy gradient also on
-other orders, and with the first seed three times as long. The code is that of the
-notebook's cells. What the log has already isn't made again, so a run that was stopped
-goes on with the same command. `--part 1/2` makes every second run only, for a process
-beside another one. The seconds are the process's own: other work takes nothing away.
+other orders, half as long, and on reversals with the first seed three times as long.
+The code is that of the notebook's cells. What the log has already isn't made again, so
+a run that was stopped goes on with the same command. `--part 1/2` makes every second
+run only, for a process beside another one. The seconds are the process's own: other
+work takes nothing away.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def read_log():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seconds", type=float, default=360)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--part", default="0/1")
     args = parser.parse_args()
@@ -53,21 +54,21 @@ def main():
     book["perf_counter"] = process_time  # of one thread, with OMP_NUM_THREADS=1
     size = sum(p.numel() for p in book["start"].parameters())
     model, gradient = f"{Path(book['FOLDER']).name}, {size} parameters", book["PG"]
-    book["METHODS"][f"{gradient}, orders"] = book["METHODS"][gradient]
-    book["METHODS"][f"{gradient}, long"] = book["METHODS"][gradient]
-    orders = partial(book["any_order"], verify=book["careful"])
-    first, *others = range(book["SEED"], book["SEED"] + args.seeds)
-    planned = [(f"{gradient}, long", 3 * args.seconds, first)]
-    for seed in (first, *others):
-        names = [name for name in book["METHODS"] if "long" not in name]
-        planned += [(name, args.seconds, seed) for name in names]
+    longer, orders = f"{gradient}, long", f"{gradient}, orders"
+    first = book["SEED"]
+    planned = [(longer, 3 * args.seconds, first)]
+    for seed in range(first, first + args.seeds):
+        planned += [(method, args.seconds, seed) for method in book["METHODS"]]
+        planned.append((orders, args.seconds / 2, seed))
+    book["METHODS"] |= {name: book["METHODS"][gradient] for name in (longer, orders)}
+    any_order = partial(book["any_order"], verify=book["careful"])
     part, parts = map(int, args.part.split("/"))
     for method, seconds, seed in planned[part::parts]:
         log = read_log()
         done = (log["model"] == model) & (log["method"] == method)
         if (done & (log["seed"] == seed)).any():
             continue
-        task = {"task": orders, "levels": range(3, 7)} if "orders" in method else {}
+        task = {"task": any_order, "levels": range(3, 7)} if method == orders else {}
         _, table = book["experiment"](method, seconds, seed, **task)
         table = pd.concat([read_log(), table.assign(model=model).round(4)])
         table.to_csv(LOG, index=False)
