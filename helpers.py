@@ -240,7 +240,8 @@ def blame(what):
 # =====================================================================================
 
 DIALOGUES = json.loads((DATA / "dialogues.json").read_text(encoding="utf-8"))
-PHRASES, KNOWN = DIALOGUES["phrases"], DIALOGUES["known"]
+PHRASES = DIALOGUES["phrases"]
+KNOWN = DIALOGUES["known"]
 
 
 class Contents:
