@@ -236,6 +236,114 @@ def blame(what):
 
 
 # =====================================================================================
+# Words and phrases of the dialogues in chapters 7 and 8, and tasks of one message
+# =====================================================================================
+
+DIALOGUES = json.loads((DATA / "dialogues.json").read_text(encoding="utf-8"))
+PHRASES = DIALOGUES["phrases"]
+KNOWN = DIALOGUES["known"]
+
+
+class Contents:
+    """Words, numbers and facts of a dialogue of one part, none of them twice."""
+
+    def __init__(self, rng, words, part):
+        self.rng, self.words, self.part, self.used = rng, words, part, set()
+
+    def draw(self, kind, digits=None):
+        while True:
+            if kind == "number":
+                size = digits or self.rng.randint(2, 4)
+                content = str(self.rng.randrange(10 ** (size - 1), 10**size))
+            else:
+                content = self.rng.choice(self.words[kind])
+                if self.part == "training" and self.rng.random() < 0.75:  # made up
+                    other = self.rng.choice(self.words[kind])
+                    content = content[: len(content) // 2] + other[len(other) // 2 :]
+            if part_of(content) == self.part and content not in self.used:
+                self.used.add(content)
+                return content
+
+    def phrase(self, name, **values):
+        return self.rng.choice(PHRASES[name]).format(**values)
+
+    def row(self, low, high):
+        kinds = [kind for kind in self.words if kind != "deed"]
+        count = self.rng.randint(low, high)
+        return [self.draw(self.rng.choice(kinds)) for _ in range(count)]
+
+    def facts(self, count):
+        known, kind = self.rng.choice(list(KNOWN.items()))
+        people = self.rng.sample(DIALOGUES["people"], count + 1)
+        things = [f"{person}'s {known}" if person else known for person in people]
+        facts = {thing: self.draw(kind) for thing in things[:count]}
+        other = self.rng.choice([k for k in KNOWN if k != known])
+        return facts, [things[count], things[0].replace(known, other)]  # two untold
+
+    def tell(self, facts, how="tell"):
+        if len(facts) > 1 and self.rng.random() < 0.3:
+            told = " and ".join(f"my {t} is {v}" for t, v in facts.items())
+            return [(f"M{told[1:]}.", self.rng.choice(PHRASES["heard"][:5]))]
+        facts = [{"t": thing, "v": value} for thing, value in facts.items()]
+        return [(self.phrase(how, **f), self.phrase("heard", **f)) for f in facts]
+
+    def ask(self, facts, thing):
+        known = f"Your {thing} is {facts[thing]}." if thing in facts else None
+        return self.phrase("ask", t=thing), known or DIALOGUES["unknown"]
+
+
+def chatter(c, count):
+    """Return turns that have nothing to do with the others."""
+    turns = []
+    for _ in range(count):
+        task = c.rng.choice([repeat_words, reverse_words, larger, None, None])
+        turns += task(c) if task else [tuple(c.rng.choice(DIALOGUES["small_talk"]))]
+    return turns
+
+
+def find(c):
+    """A question about one of several sentences, often of one verb."""
+    count, deeds = c.rng.randint(2, 3), DIALOGUES["deeds"]
+    if c.rng.random() < 0.5:
+        deeds = c.rng.choices(deeds) * 3
+    deeds = c.rng.sample(deeds, count)
+    said = [d | {k: c.draw(k) for k in ("name", "object", "spot")} for d in deeds]
+    sentence = "{name} {did} the {object} {where} the {spot}."
+    told = " ".join(sentence.format(**deed) for deed in said)
+    asked = c.rng.choice(said)
+    question, answer = c.rng.choice(PHRASES["find"])
+    return [(f"{told} {question.format(**asked)}", answer.format(**asked))]
+
+
+def larger(c):
+    """The larger of two numbers of equal length, often near each other."""
+    a = b = c.draw("number", c.rng.randint(2, 4))
+    while len(a) != len(b) or a == b or part_of(b) != c.part:
+        step = c.rng.randrange(10 ** c.rng.randint(1, 4))
+        b = str(abs(int(a) + c.rng.choice((-step, step))))
+    return [(c.phrase("larger", a=a, b=b), f"{max(a, b)}.")]
+
+
+def repeat_words(c):
+    """The same words or the same sentence again."""
+    text = " ".join(c.row(2, 6))
+    if c.rng.random() < 0.5:
+        sentence = c.rng.choice(PHRASES["sentence"])
+        text = re.sub(r"{(\w+)}", lambda found: c.draw(found[1]), sentence)
+    return [(c.phrase("repeat", s=text), text)]
+
+
+def reverse_words(c):
+    """Two to five words from the last to the first."""
+    words = c.row(2, 5)
+    return [(c.phrase("reverse", s=" ".join(words)), " ".join(reversed(words)))]
+
+
+MESSAGE_TASKS = {"find": find, "larger": larger}
+MESSAGE_TASKS |= {"repeat": repeat_words, "reverse": reverse_words}
+
+
+# =====================================================================================
 # Chapter 1: tokenizers and data loaders
 # =====================================================================================
 
@@ -1009,6 +1117,23 @@ def load_gpt2(name=None):
     return model.eval(), tokenizer
 
 
+@torch.no_grad()
+def all_attention(model, ids):
+    """Return every head's weights `(L, B, H, T, T)` for ids `(B, T)`. Notebook 05."""
+    B, T = ids.shape
+    future = torch.ones(T, T, dtype=torch.bool, device=ids.device).triu(1)
+    x, weights = model.tok_emb(ids) + model.pos_emb.weight[:T], []
+    for block in model.trf_blocks:
+        att, normed = block.att, block.norm1(x)
+        split = (B, T, att.num_heads, att.head_dim)
+        queries = att.W_query(normed).view(split).transpose(1, 2)  # (B, H, T, D)
+        keys = att.W_key(normed).view(split).transpose(1, 2)
+        logits = queries @ keys.mT / att.head_dim**0.5  # (B, H, T, T)
+        weights.append(logits.masked_fill(future, -torch.inf).softmax(dim=-1))
+        x = block(x)
+    return torch.stack(weights).cpu()
+
+
 # =====================================================================================
 # Chapter 6: a spam filter
 # =====================================================================================
@@ -1262,71 +1387,10 @@ def answer_loss(model, inputs, targets):
     return F.cross_entropy(logits, targets[counted], reduction="sum"), counted.sum()
 
 
-DIALOGUES = json.loads((DATA / "dialogues.json").read_text(encoding="utf-8"))
-PHRASES, KNOWN = DIALOGUES["phrases"], DIALOGUES["known"]
-
-
 def part_of(content):
     """Return which part of the data a word or number belongs to. Notebook 07."""
     code = zlib.crc32(str(content).lower().encode("utf-8"))
     return {0: "test", 8: "validation"}.get(code % 16, "training")
-
-
-class Contents:
-    """Words, numbers and facts of a dialogue, none of them twice. Notebook 07."""
-
-    def __init__(self, rng, words, part):
-        self.rng, self.words, self.part, self.used = rng, words, part, set()
-
-    def draw(self, kind, digits=None):
-        while True:
-            if kind == "number":
-                size = digits or self.rng.randint(2, 4)
-                content = str(self.rng.randrange(10 ** (size - 1), 10**size))
-            else:
-                content = self.rng.choice(self.words[kind])
-                if self.part == "training" and self.rng.random() < 0.75:  # made up
-                    other = self.rng.choice(self.words[kind])
-                    content = content[: len(content) // 2] + other[len(other) // 2 :]
-            if part_of(content) == self.part and content not in self.used:
-                self.used.add(content)
-                return content
-
-    def phrase(self, name, **values):
-        return self.rng.choice(PHRASES[name]).format(**values)
-
-    def row(self, low, high):
-        kinds = [kind for kind in self.words if kind != "deed"]
-        count = self.rng.randint(low, high)
-        return [self.draw(self.rng.choice(kinds)) for _ in range(count)]
-
-    def facts(self, count):
-        known, kind = self.rng.choice(list(KNOWN.items()))
-        people = self.rng.sample(DIALOGUES["people"], count + 1)
-        things = [f"{person}'s {known}" if person else known for person in people]
-        facts = {thing: self.draw(kind) for thing in things[:count]}
-        other = self.rng.choice([k for k in KNOWN if k != known])
-        return facts, [things[count], things[0].replace(known, other)]  # two untold
-
-    def tell(self, facts, how="tell"):
-        if len(facts) > 1 and self.rng.random() < 0.3:
-            told = " and ".join(f"my {t} is {v}" for t, v in facts.items())
-            return [(f"M{told[1:]}.", self.rng.choice(PHRASES["heard"][:5]))]
-        facts = [{"t": thing, "v": value} for thing, value in facts.items()]
-        return [(self.phrase(how, **f), self.phrase("heard", **f)) for f in facts]
-
-    def ask(self, facts, thing):
-        known = f"Your {thing} is {facts[thing]}." if thing in facts else None
-        return self.phrase("ask", t=thing), known or DIALOGUES["unknown"]
-
-
-def chatter(c, count):
-    """Return turns that have nothing to do with the others. Notebook 07."""
-    turns = []
-    for _ in range(count):
-        task = c.rng.choice([repeat_words, reverse_words, larger, None, None])
-        turns += task(c) if task else [tuple(c.rng.choice(DIALOGUES["small_talk"]))]
-    return turns
 
 
 def recall(c, between=0):
@@ -1359,46 +1423,7 @@ def unknown(c):
     return [*turns, c.ask(facts, c.rng.choice(others))]
 
 
-def find(c):
-    """A question about one of several sentences, often of one verb. Notebook 07."""
-    count, deeds = c.rng.randint(2, 3), DIALOGUES["deeds"]
-    if c.rng.random() < 0.5:
-        deeds = c.rng.choices(deeds) * 3
-    deeds = c.rng.sample(deeds, count)
-    said = [d | {k: c.draw(k) for k in ("name", "object", "spot")} for d in deeds]
-    sentence = "{name} {did} the {object} {where} the {spot}."
-    told = " ".join(sentence.format(**deed) for deed in said)
-    asked = c.rng.choice(said)
-    question, answer = c.rng.choice(PHRASES["find"])
-    return [(f"{told} {question.format(**asked)}", answer.format(**asked))]
-
-
-def larger(c):
-    """The larger of two numbers of equal length, often near each other. Notebook 07."""
-    a = b = c.draw("number", c.rng.randint(2, 4))
-    while len(a) != len(b) or a == b or part_of(b) != c.part:
-        step = c.rng.randrange(10 ** c.rng.randint(1, 4))
-        b = str(abs(int(a) + c.rng.choice((-step, step))))
-    return [(c.phrase("larger", a=a, b=b), f"{max(a, b)}.")]
-
-
-def repeat_words(c):
-    """The same words or the same sentence again. Notebook 07."""
-    text = " ".join(c.row(2, 6))
-    if c.rng.random() < 0.5:
-        sentence = c.rng.choice(PHRASES["sentence"])
-        text = re.sub(r"{(\w+)}", lambda found: c.draw(found[1]), sentence)
-    return [(c.phrase("repeat", s=text), text)]
-
-
-def reverse_words(c):
-    """Two to five words from the last to the first. Notebook 07."""
-    words = c.row(2, 5)
-    return [(c.phrase("reverse", s=" ".join(words)), " ".join(reversed(words)))]
-
-
-TASKS = [recall, later, corrected, unknown, find, larger, repeat_words, reverse_words]
-TASKS = {task.__name__.removesuffix("_words"): task for task in TASKS}
+TASKS = {t.__name__: t for t in (recall, later, corrected, unknown)} | MESSAGE_TASKS
 
 
 def make_dialogue(number, words, kind=None, part="training"):

@@ -225,7 +225,6 @@ def reply(chat, message):
 def test_an_answer_ends_with_its_line_or_after_max_new_tokens(parrot):
     chat = Chat(parrot, BYTES)
     assert reply(chat, "Hi") == reply(chat, " Hi\n") == "Hello."
-    assert chat.turns == [("Hi", "Hello."), (" Hi\n", "Hello.")]
     turn = "User: Hi\nAssistant: Hello.\n"
     assert [decode(ids) for ids in chat.history] == [turn, turn]
     assert decode(i for i, _ in chat.trace) == " Hello.\n"
@@ -266,7 +265,7 @@ def test_the_oldest_turns_are_dropped_whole(parrot):
         fresh = Chat(parrot, BYTES, max_new_tokens=20)
         fresh.history = before
         assert reply(fresh, f"Message number {n}") == answer
-    assert len(chat.turns) == 12 and len(chat.history) < 9
+    assert len(chat.history) < 9
 
 
 def test_a_message_longer_than_the_window_is_refused(parrot):
@@ -288,7 +287,7 @@ def test_an_interrupted_answer_leaves_a_chat_that_works(parrot):
     pieces = chat.stream("Hi")
     assert next(pieces) + next(pieces) == "H"  # the space before it isn't shown
     pieces.close()
-    assert chat.turns == [("Hi", "H")]
+    assert decode(chat.history[0]) == "User: Hi\nAssistant: H\n"
     again = Chat(parrot, BYTES)
     again.history = list(chat.history)
     assert reply(chat, "Hi") == reply(again, "Hi")
