@@ -1053,23 +1053,19 @@ def random_split(df, train_frac, validation_frac, seed=123):
 class SpamDataset(TensorDataset):
     """Pairs of ids `(max_length,)`, padded, and a label; of a CSV file or a table.
 
-    Its columns are `Label`, names or numbers of classes, and `Text`. Without
-    `max_length` the longest message decides. Notebook 06.
+    Its columns are `Label`, the class's number, and `Text`. Without `max_length` the
+    longest message decides. Notebook 06.
     """
 
-    def __init__(
-        self, data, tokenizer, max_length=None, pad_token_id=50256, classes=None
-    ):
+    def __init__(self, data, tokenizer, max_length=None, pad_token_id=50256):
         if not isinstance(data, pd.DataFrame):
             data = pd.read_csv(data, keep_default_na=False)  # "null" is a word
         texts = [tokenizer.encode_ordinary(text)[:max_length] for text in data["Text"]]
         self.lengths = [len(ids) for ids in texts]
         self.max_length = max(self.lengths)
         rows = [ids + [pad_token_id] * (self.max_length - len(ids)) for ids in texts]
-        numbers = {name: i for i, name in enumerate(classes or ["ham", "spam"])}
-        numbers |= {i: i for i in numbers.values()}
         self.ids = torch.tensor(rows)  # (N, max_length)
-        self.labels = torch.tensor([numbers[label] for label in data["Label"]])  # (N)
+        self.labels = torch.tensor(data["Label"].tolist())  # (N)
         super().__init__(self.ids, self.labels)
 
 
