@@ -1150,23 +1150,19 @@ def random_split(df, train_frac, validation_frac, seed=123):
 class SpamDataset(TensorDataset):
     """Pairs of ids `(max_length,)`, padded, and a label; of a CSV file or a table.
 
-    Its columns are `Label`, names or numbers of classes, and `Text`. Without
-    `max_length` the longest message decides. Notebook 06.
+    Its columns are `Label`, the class's number, and `Text`. Without `max_length` the
+    longest message decides. Notebook 06.
     """
 
-    def __init__(
-        self, data, tokenizer, max_length=None, pad_token_id=50256, classes=None
-    ):
+    def __init__(self, data, tokenizer, max_length=None, pad_token_id=50256):
         if not isinstance(data, pd.DataFrame):
             data = pd.read_csv(data, keep_default_na=False)  # "null" is a word
         texts = [tokenizer.encode_ordinary(text)[:max_length] for text in data["Text"]]
         self.lengths = [len(ids) for ids in texts]
         self.max_length = max(self.lengths)
         rows = [ids + [pad_token_id] * (self.max_length - len(ids)) for ids in texts]
-        numbers = {name: i for i, name in enumerate(classes or ["ham", "spam"])}
-        numbers |= {i: i for i in numbers.values()}
         self.ids = torch.tensor(rows)  # (N, max_length)
-        self.labels = torch.tensor([numbers[label] for label in data["Label"]])  # (N)
+        self.labels = torch.tensor(data["Label"].tolist())  # (N)
         super().__init__(self.ids, self.labels)
 
 
@@ -1258,34 +1254,22 @@ def classify_review(
     return (names or ("not spam", "spam"))[label]
 
 
-class LoRALayer(nn.Module):
-    """A change of low rank to a linear layer: `(..., in_dim)` to `(..., out_dim)`.
+class LinearWithLoRA(nn.Module):
+    """A frozen linear layer plus a trainable change `A @ B` of low rank.
 
     Source: Hu et al. 2021 (arXiv:2106.09685). Notebook 06.
     """
 
-    def __init__(self, in_dim, out_dim, rank, alpha):
-        super().__init__()
-        self.A = nn.Parameter(torch.empty(in_dim, rank))
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        self.B = nn.Parameter(torch.zeros(rank, out_dim))  # no change at first
-        self.scaling = alpha / rank
-
-    def forward(self, x):
-        return self.scaling * (x @ self.A @ self.B)
-
-
-class LinearWithLoRA(nn.Module):
-    """A frozen linear layer, and a LoRALayer that is added to it. Notebook 06."""
-
     def __init__(self, linear, rank, alpha):
         super().__init__()
         self.linear = linear.requires_grad_(False)
-        self.lora = LoRALayer(linear.in_features, linear.out_features, rank, alpha)
-        self.lora.to(linear.weight)  # its device and number format
+        self.A = nn.Parameter(linear.weight.new_empty(linear.in_features, rank))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.B = nn.Parameter(linear.weight.new_zeros(rank, linear.out_features))
+        self.scaling = alpha / rank
 
     def forward(self, x):
-        return self.linear(x) + self.lora(x)
+        return self.linear(x) + self.scaling * (x @ self.A @ self.B)
 
 
 def replace_linear_with_lora(model, rank, alpha):
@@ -1303,7 +1287,7 @@ def merge_lora(model):
     for name, child in model.named_children():
         if isinstance(child, LinearWithLoRA):
             merged = copy.deepcopy(child.linear)  # a tied embedding stays as it is
-            merged.weight += child.lora.scaling * (child.lora.A @ child.lora.B).T
+            merged.weight += child.scaling * (child.A @ child.B).T
             setattr(model, name, merged)
             if isinstance(model, GPTModel):
                 model.cfg["tie_weights"] = False

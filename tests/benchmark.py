@@ -397,6 +397,7 @@ def spam(n=64, epochs=5, rounds=2):
     messages = notebook["read_messages"]("SMSSpamCollection").drop_duplicates("Text")
     few = messages.groupby("Label")["Text"].count().min()  # as many of each class
     messages = messages.groupby("Label").sample(few, random_state=123)
+    messages["Label"] = (messages["Label"] == "spam").astype(int)
     longest = max(len(get_tokenizer().encode(text)) for text in messages["Text"])
     data = SpamDataset(messages.sample(n, random_state=123), get_tokenizer())
     lengths = torch.tensor(data.lengths)

@@ -53,12 +53,12 @@ def classifier(classes=2, seed=1, **changes):
     return model
 
 
-def table(n=40, classes=("ham", "spam")):
+def table(n=40, classes=2):
     """Return n short messages whose class is easy to tell."""
     words = ["see you at home", "win money now", "meeting at ten"]
-    kinds = [i % len(classes) for i in range(n)]
+    kinds = [i % classes for i in range(n)]
     texts = [f"{words[kind]} {'so ' * (i % 4)}{i}" for i, kind in enumerate(kinds)]
-    return pd.DataFrame({"Label": [classes[kind] for kind in kinds], "Text": texts})
+    return pd.DataFrame({"Label": kinds, "Text": texts})
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_dataset_pads_to_its_longest_message(dataset, tmp_path):
     for i, row in enumerate(table().itertuples()):
         (ids, label), n = dataset[i], dataset.lengths[i]
         assert TOKENIZER.decode(ids[:n]) == row.Text and (ids[n:] == END).all()
-        assert label == (row.Label == "spam")
+        assert label == row.Label
     short = SpamDataset(table(), TOKENIZER, max_length=5, pad_token_id=END)
     assert short.max_length == 5
     texts = ['a "b" c, d', "NA", "tab\there", "<|endoftext|>"]
@@ -131,7 +131,7 @@ def test_a_dataset_pads_to_its_longest_message(dataset, tmp_path):
         found = SpamDataset(data, TOKENIZER, pad_token_id=END)
         assert [TOKENIZER.decode(i[i != END]) for i in found.ids] == texts
         assert found.labels.tolist() == [1, 0, 0, 1]
-    with pytest.raises(KeyError, match="eggs"):
+    with pytest.raises(ValueError):  # a name, not a number
         SpamDataset(pd.DataFrame({"Label": ["eggs"], "Text": ["a"]}), TOKENIZER)
 
 
@@ -170,9 +170,8 @@ def test_the_descriptions_snippet_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.setattr(helpers, "GPT_CONFIG_124M", small)
     monkeypatch.chdir(tmp_path)
     torch.save(GPTModel(small).state_dict(), "model.pth")
-    for num_classes, names in ((2, None), (3, ["a", "b", "c"])):
-        data = table(24, names or ("ham", "spam"))
-        your_data = SpamDataset(data, helpers.get_tokenizer(), classes=names)
+    for num_classes in (2, 3):
+        your_data = SpamDataset(table(24, num_classes), helpers.get_tokenizer())
         your_train_loader = DataLoader(your_data, batch_size=8, shuffle=True)
         your_val_loader = DataLoader(your_data, batch_size=8)
 
@@ -248,7 +247,7 @@ def test_merging_a_tied_head_leaves_the_embedding_alone():
     model, ids = GPTModel(TINY).eval(), torch.randint(0, 257, (2, 9))
     embedding = copy.deepcopy(model.tok_emb.weight)
     replace_linear_with_lora(model, rank=2, alpha=4)
-    nn.init.normal_(model.out_head.lora.B)
+    nn.init.normal_(model.out_head.B)
     tuned = model(ids)
     merge_lora(model)
     assert torch.allclose(model(ids), tuned, atol=1e-5)
