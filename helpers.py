@@ -1254,22 +1254,34 @@ def classify_review(
     return (names or ("not spam", "spam"))[label]
 
 
-class LinearWithLoRA(nn.Module):
-    """A frozen linear layer plus a trainable change `A @ B` of low rank.
+class LoRALayer(nn.Module):
+    """A change of low rank to a linear layer: `(..., in_dim)` to `(..., out_dim)`.
 
     Source: Hu et al. 2021 (arXiv:2106.09685). Notebook 06.
     """
 
-    def __init__(self, linear, rank, alpha):
+    def __init__(self, in_dim, out_dim, rank, alpha):
         super().__init__()
-        self.linear = linear.requires_grad_(False)
-        self.A = nn.Parameter(linear.weight.new_empty(linear.in_features, rank))
+        self.A = nn.Parameter(torch.empty(in_dim, rank))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        self.B = nn.Parameter(linear.weight.new_zeros(rank, linear.out_features))
+        self.B = nn.Parameter(torch.zeros(rank, out_dim))  # no change at first
         self.scaling = alpha / rank
 
     def forward(self, x):
-        return self.linear(x) + self.scaling * (x @ self.A @ self.B)
+        return self.scaling * (x @ self.A @ self.B)
+
+
+class LinearWithLoRA(nn.Module):
+    """A frozen linear layer, and a LoRALayer that is added to it. Notebook 06."""
+
+    def __init__(self, linear, rank, alpha):
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.lora = LoRALayer(linear.in_features, linear.out_features, rank, alpha)
+        self.lora.to(linear.weight)  # its device and number format
+
+    def forward(self, x):
+        return self.linear(x) + self.lora(x)
 
 
 def replace_linear_with_lora(model, rank, alpha):
@@ -1287,7 +1299,7 @@ def merge_lora(model):
     for name, child in model.named_children():
         if isinstance(child, LinearWithLoRA):
             merged = copy.deepcopy(child.linear)  # a tied embedding stays as it is
-            merged.weight += child.scaling * (child.A @ child.B).T
+            merged.weight += child.lora.scaling * (child.lora.A @ child.lora.B).T
             setattr(model, name, merged)
             if isinstance(model, GPTModel):
                 model.cfg["tie_weights"] = False

@@ -247,7 +247,7 @@ def test_merging_a_tied_head_leaves_the_embedding_alone():
     model, ids = GPTModel(TINY).eval(), torch.randint(0, 257, (2, 9))
     embedding = copy.deepcopy(model.tok_emb.weight)
     replace_linear_with_lora(model, rank=2, alpha=4)
-    nn.init.normal_(model.out_head.B)
+    nn.init.normal_(model.out_head.lora.B)
     tuned = model(ids)
     merge_lora(model)
     assert torch.allclose(model(ids), tuned, atol=1e-5)

@@ -591,7 +591,7 @@ def exercise_6_5(lora_from_change):
         with_lora = helpers.LinearWithLoRA(layer, rank, alpha=rank)
         shapes = (n_in, rank), (rank, n_out)
         assert tuple(tuple(part.shape) for part in pair) == shapes, "wrong shapes"
-        with_lora.A.data, with_lora.B.data = (part.detach() for part in pair)
+        with_lora.lora.A.data, with_lora.lora.B.data = (part.detach() for part in pair)
         x = torch.eye(n_in)
         error = (with_lora(x) - F.linear(x, tuned, layer.bias)).detach().norm()
         least = torch.linalg.svdvals(change)[rank:].norm()
