@@ -152,7 +152,9 @@ def fetch(name):
 def copy_or_download(address, output_file, store):
     """Get a file from an address or, for a mirror on this disk, from a folder."""
     if address.startswith(("http://", "https://")):
-        pooch.HTTPDownloader(progressbar=True, timeout=10)(address, output_file, store)
+        seconds = 4, 10  # to connect to each of a host's addresses; of silence then
+        download = pooch.HTTPDownloader(progressbar=True, timeout=seconds)
+        download(address, output_file, store)
     else:
         shutil.copyfile(Path(address).expanduser(), output_file)
 

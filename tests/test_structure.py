@@ -212,6 +212,34 @@ def test_navigation_leads_to_the_neighbours(path):
         assert "(../README.md" in cell.source
 
 
+@pytest.mark.parametrize("folder", ("", "notebooks", "notebooks/solutions", "images"))
+def test_the_first_cell_finds_the_course(folder, monkeypatch):
+    (first,) = {cells(path, "code")[0].source for path in NOTEBOOKS + SOLUTIONS}
+    monkeypatch.chdir(ROOT / folder)
+    monkeypatch.setattr(sys, "path", [])
+    exec(first, {})
+    assert sys.path[:2] == [str(ROOT), str(ROOT / "notebooks" / "solutions")]
+
+
+def test_tensorflow_is_imported_only_to_read_a_checkpoint():
+    checks = ROOT / "notebooks" / "solutions" / "checks.py"
+    for source in (HELPERS, checks.read_text(encoding="utf-8")):
+        assert not re.search(r"^(import|from) tensorflow", source, flags=re.M)
+
+
+def test_the_constraints_lie_in_the_ranges():
+    ranges, exact = (
+        dict(re.findall(rf"^([\w-]+){mark}([\d.]+)", text, flags=re.M))
+        for mark, text in (
+            (">=", (ROOT / "requirements.txt").read_text(encoding="utf-8")),
+            ("==", (ROOT / "constraints.txt").read_text(encoding="utf-8")),
+        )
+    )
+    assert ranges.keys() <= exact.keys()
+    for name, least in ranges.items():
+        assert [*map(int, exact[name].split("."))] >= [*map(int, least.split("."))]
+
+
 def test_svgs_describe_themselves():
     figures = sorted((ROOT / "images").glob("*.svg"))
     assert figures
@@ -227,8 +255,8 @@ def test_the_top_level_is_the_agreed_one():
     top = {name.split("/")[0] for name in listed if name and not name.startswith(".")}
     if not top:
         pytest.skip("not a git checkout")
-    expected = {"README.md", "LICENSE", "requirements.txt", "helpers.py"}
-    assert top == expected | {"notebooks", "data", "images", "tests"}
+    expected = {"README.md", "LICENSE", "requirements.txt", "constraints.txt"}
+    assert top == expected | {"helpers.py", "notebooks", "data", "images", "tests"}
 
 
 @pytest.mark.parametrize("action", (["check"], ["format", "--check"]))
