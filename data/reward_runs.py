@@ -6,8 +6,8 @@ Each method is trained for `--seconds` with every seed; the policy gradient also
 other orders, half as long, and on reversals with the first seed three times as long.
 The code is that of the notebook's cells. What the log has already isn't made again, so
 a run that was stopped goes on with the same command. `--part 1/2` makes every second
-run only, for a process beside another one. The seconds are the process's own: other
-work takes nothing away.
+run only, for a process beside another one. The seconds are the process's own, but work
+beside it still slows each step down: the log counts the steps, too.
 """
 
 import argparse
