@@ -801,7 +801,6 @@ def generate_and_print_sample(model, tokenizer, device, start_context):
     idx = text_to_token_ids(start_context, tokenizer).to(device)  # (1, T)
     idx = generate_text_simple(model, idx, 50, model.cfg["context_length"])
     print(token_ids_to_text(idx, tokenizer).replace("\n", " "))
-    model.train()
 
 
 def train_model_simple(
@@ -845,9 +844,9 @@ def save_checkpoint(path, model, optimizer=None, **extra):
 def load_checkpoint(path, model, optimizer=None):
     """Read a checkpoint into a model (and optimizer); return it. Notebook 04."""
     state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["config"] | {"drop_rate": 0} != model.cfg | {"drop_rate": 0}:
+        raise ValueError(f"{path} is of another model: {state['config']}")
     model.load_state_dict(state["model_state_dict"])
-    if state["config"]["n_heads"] != model.cfg["n_heads"]:  # not seen in any shape
-        raise ValueError(f"{path} has {state['config']['n_heads']} heads")
     if optimizer is not None:
         optimizer.load_state_dict(state["optimizer_state_dict"])
     return state
@@ -955,7 +954,7 @@ def endless(batches):
 
 
 def train_model(
-    model, batches, loss_fn, num_steps, peak_lr=1e-3, min_lr=1e-4, warmup_steps=10,
+    model, batches, loss_fn, num_steps, peak_lr=1e-3, min_lr=None, warmup_steps=10,
     weight_decay=0.1, accumulate=1, max_norm=1.0, precision=None, optimizer=None,
     eval_freq=100, evaluate=None, run_dir=None,
 ):  # fmt: skip
@@ -977,9 +976,7 @@ def train_model(
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not all(id(p) in held for p in trainable):
         raise ValueError("the optimizer lacks parameters of the model: make a new one")
-    best = Path(run_dir) / "best.pth" if run_dir else None
-    if best and best.exists():
-        raise FileExistsError(f"{best} is of an earlier run: take another run_dir")
+    min_lr = peak_lr / 10 if min_lr is None else min_lr
     stream = endless(batches)
     history, seen, total, n_total = [], 0, 0.0, 0
     for step in tqdm(range(1, num_steps + 1), leave=False):
@@ -1015,9 +1012,9 @@ def train_model(
         total, n_total = 0.0, 0
         # Keep
         if run_dir:
-            save_checkpoint(best.with_name("last.pth"), model, optimizer, **row)
+            save_checkpoint(Path(run_dir) / "last.pth", model, optimizer, **row)
             if row["val_loss"] == min(r["val_loss"] for r in history):
-                save_checkpoint(best, model, **row)
+                save_checkpoint(Path(run_dir) / "best.pth", model, **row)
     return pd.DataFrame(history)
 
 
@@ -1227,9 +1224,7 @@ def evaluate_classifier(model, loader):
     return {"val_loss": loss, "val_accuracy": correct}
 
 
-def train_classifier(
-    model, train_loader, val_loader, optimizer=None, num_epochs=5, lr=2e-4, **options
-):
+def train_classifier(model, train_loader, val_loader, num_epochs=5, lr=2e-4, **options):
     """Train what isn't frozen of a classifier; return a table, a row an epoch.
 
     Loaders yield ids `(B, T)`, padded with `<|endoftext|>`, and labels `(B)`. `options`
@@ -1237,10 +1232,9 @@ def train_classifier(
     """
     steps = math.ceil(len(train_loader) / options.get("accumulate", 1))  # of an epoch
     plan = {"loss_fn": class_loss, "num_steps": num_epochs * steps, "eval_freq": steps}
-    plan |= {"peak_lr": optimizer.param_groups[0]["lr"] if optimizer else lr}
-    plan |= {"min_lr": 0.0, "warmup_steps": num_epochs * steps // 10}
+    plan |= {"peak_lr": lr, "min_lr": 0.0, "warmup_steps": num_epochs * steps // 10}
     plan |= {"evaluate": partial(evaluate_classifier, loader=val_loader)}
-    return train_model(model, train_loader, optimizer=optimizer, **(plan | options))
+    return train_model(model, train_loader, **(plan | options))
 
 
 @torch.no_grad()
@@ -1252,8 +1246,7 @@ def classify_review(
     ids = tokenizer.encode_ordinary(text)[:max_length][: model.cfg["context_length"]]
     device = device or model.tok_emb.weight.device
     ids = torch.tensor([ids or [pad_token_id]], device=device)  # (1, T)
-    label = class_logits(model, ids).argmax(dim=1).item()
-    return (names or ("not spam", "spam"))[label]
+    return (names or ("not spam", "spam"))[class_logits(model, ids).argmax()]
 
 
 class LoRALayer(nn.Module):
@@ -1318,7 +1311,7 @@ RESPONSE = "\n\n### Response:\n"
 
 
 def format_input(entry):
-    """Return the prompt in Alpaca's format, up to RESPONSE. Notebook 07."""
+    """Return the prompt in the book's Alpaca format, up to RESPONSE. Notebook 07."""
     text = (
         "Below is an instruction that describes a task. "
         "Write a response that appropriately completes the request."
@@ -1343,7 +1336,7 @@ class AnswerDataset(list):
         if left_out := len(examples) - len(self):
             print(f"{left_out} of {len(examples)} examples left out: too long")
         if not self:
-            raise ValueError(f"no example fits into {max_length} tokens: shorten them")
+            raise ValueError(f"no example of at most {max_length} tokens: take more")
         self.lengths = [len(ids) for ids, _ in self]
 
 

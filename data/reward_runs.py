@@ -1,13 +1,13 @@
 """The long runs of notebook 08, written to data/reward-runs.csv.
 
-    python data/reward_runs.py [--seconds 360] [--seeds 3] [--part 0/1]
+    python data/reward_runs.py [--seconds 360] [--seeds 3] [--part 0/1] [--log FILE]
 
-Each method is trained for `--seconds` with every seed; the policy gradient also on
-other orders, half as long, and on reversals with the first seed three times as long.
-The code is that of the notebook's cells. What the log has already isn't made again, so
-a run that was stopped goes on with the same command. `--part 1/2` makes every second
-run only, for a process beside another one. The seconds are the process's own, but work
-beside it still slows each step down: the log counts the steps, too.
+With every seed, each method is trained for `--seconds`, the policy gradient also on
+other orders and, three times as long, on reversals. The code is that of the notebook's
+cells. What the log has already isn't made again, so a run that was stopped goes on with
+the same command. `--part 1/2` makes every second run only, for a process beside another
+one (with a log of its own, if both may end at once). On a CPU the seconds are the
+process's own.
 """
 
 import argparse
@@ -39,9 +39,9 @@ def definitions():
             return book
 
 
-def read_log():
+def read_log(path):
     columns = ["model", "method", "seed"]
-    return pd.read_csv(LOG) if LOG.exists() else pd.DataFrame(columns=columns)
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
 
 
 def main():
@@ -49,29 +49,30 @@ def main():
     parser.add_argument("--seconds", type=float, default=360)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--part", default="0/1")
+    parser.add_argument("--log", type=Path, default=LOG)
     args = parser.parse_args()
+    path = args.log.resolve()
     book = definitions()
-    book["perf_counter"] = process_time  # of one thread, with OMP_NUM_THREADS=1
+    if book["device"].type == "cpu":
+        book["perf_counter"] = process_time  # of one thread, with OMP_NUM_THREADS=1
     size = sum(p.numel() for p in book["start"].parameters())
     model, gradient = f"{Path(book['FOLDER']).name}, {size} parameters", book["PG"]
     longer, orders = f"{gradient}, long", f"{gradient}, orders"
-    first = book["SEED"]
-    planned = [(longer, 3 * args.seconds, first)]
-    for seed in range(first, first + args.seeds):
-        planned += [(method, args.seconds, seed) for method in book["METHODS"]]
-        planned.append((orders, args.seconds / 2, seed))
     book["METHODS"] |= {name: book["METHODS"][gradient] for name in (longer, orders)}
     any_order = partial(book["any_order"], verify=book["careful"])
     part, parts = map(int, args.part.split("/"))
-    for method, seconds, seed in planned[part::parts]:
-        log = read_log()
+    seeds = range(book["SEED"], book["SEED"] + args.seeds)
+    planned = [(method, seed) for seed in seeds for method in book["METHODS"]]
+    for method, seed in planned[part::parts]:
+        log = read_log(path)
         done = (log["model"] == model) & (log["method"] == method)
         if (done & (log["seed"] == seed)).any():
             continue
         task = {"task": any_order, "levels": range(3, 7)} if method == orders else {}
+        seconds = args.seconds * (3 if method == longer else 1)
         _, table = book["experiment"](method, seconds, seed, **task)
-        table = pd.concat([read_log(), table.assign(model=model).round(4)])
-        table.to_csv(LOG, index=False)
+        table = table.assign(model=model, device=book["device"].type).round(4)
+        pd.concat([read_log(path), table]).to_csv(path, index=False)
         print(table.tail(1).T.to_string(), flush=True)
 
 

@@ -648,8 +648,8 @@ def training_loop(d):
 @figure("Drawing the next token", 424)
 def sampling(d):
     """Seven logits are divided by the temperature; top-k keeps five of them and top-p
-    four; softmax makes probabilities; a random number between 0 and 1 picks the token
-    in whose part of the line it falls."""
+    three of those; softmax makes probabilities; a random number between 0 and 1 picks
+    the token in whose part of the line it falls."""
     words = "roof hill town sea floor moon spoon".split()
     logits = torch.tensor([3.1, 2.7, 2.1, 1.7, 0.4, -0.5, -1.2])
     top_k, top_p, temperature, u, drawn = 5, 0.9, 0.7, 0.62, None
@@ -848,7 +848,7 @@ def reward_loop(d):
     d.note((555, 228, "rewards"), (265, 228, "what to raise,"), fill=INK)
     d.note((265, 256, "what to lower"), fill=INK)
     d.note((265, 152, "other weights, new answers"), fill=GREEN)
-    d.note((410, 306, "From outside, the model gets one number for each answer."))
+    d.note((410, 306, "From outside come the problems, and one number for each answer."))
 
 
 @figure("Advantages within a group", 300)

@@ -99,7 +99,7 @@ def test_what_is_too_long_is_left_out_and_said(capsys):
     fits = len(InstructionDataset([RECORD], BYTES)[0][0]) - 1
     data = InstructionDataset([RECORD, long], BYTES, max_length=fits)
     assert len(data) == 1 and "1 of 2 examples left out" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="no example fits into 20 tokens: shorten"):
+    with pytest.raises(ValueError, match="no example of at most 20 tokens"):
         InstructionDataset([RECORD, long], BYTES, max_length=20)
 
 

@@ -170,18 +170,16 @@ def test_07_takes_own_records(model_07, tmp_path, monkeypatch, capsys):
     assert "left out: too long" in capsys.readouterr().out
 
 
+LONG = [{"instruction": f"{n} " * 300, "output": "No."} for n in range(30)]
+
+
 @pytest.mark.parametrize(
     "says, rows",
-    {
-        "leave none to validate: take 20 or more": RECORDS[:10],
-        "record 1 lacks text in 'instruction' or 'output'": [
-            RECORDS[0],
-            {"output": ""},
-        ],
-        "no example fits into 256 tokens: shorten them": [
-            {"instruction": f"{n} " * 300, "output": "No."} for n in range(30)
-        ],
-    }.items(),
+    [
+        ("no example of at most 256 tokens: take more", RECORDS[:10]),
+        ("no example of at most 256 tokens: take more", LONG),
+        ("record 1 lacks text in 'instruct", [RECORDS[0], {"output": ""}]),
+    ],
 )
 def test_07_stops_before_training(model_07, tmp_path, monkeypatch, says, rows):
     path = tmp_path / "own.json"

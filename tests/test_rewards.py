@@ -41,10 +41,9 @@ def test_verifiers_pay_what_is_meant():
     for answer in ("oar fern lamp", "lamp lamp fern", "lamp oar fern oar", ""):
         assert careful(answer, words) == 0
     assert careless("oar " * 9, words) == 3
-    message, verify = BOOK["which_is_even"](c, 3)
-    a, b = message.removesuffix("?").split(", ")[1].split(" or ")
-    assert sorted((verify(f"{a}."), verify(f"{b}."))) == [0, 1]
-    assert verify("2.") == verify("") == verify(f"{a} {b}.") == 0
+    message, verify = BOOK["smaller"](c, 3)
+    a, b = map(int, message.removesuffix("?").split(", ")[1].split(" or "))
+    assert verify(f"{min(a, b)}.") == 1 and verify(f"{max(a, b)}.") == verify("") == 0
 
 
 def test_samples_that_share_a_prompt_are_those_without_sharing():

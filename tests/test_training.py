@@ -220,7 +220,7 @@ def test_stale_optimizer_is_refused():
         run(model, loader(), 1, optimizer=optimizer)
 
 
-def test_best_checkpoint_has_the_lowest_loss_and_earlier_runs_are_kept(tmp_path):
+def test_best_checkpoint_has_the_lowest_loss(tmp_path):
     model, batches, losses = tiny_model(), loader(), iter([3.0, 1.0, 2.0])
     seen, run_dir = [], tmp_path / "new"
 
@@ -236,8 +236,6 @@ def test_best_checkpoint_has_the_lowest_loss_and_earlier_runs_are_kept(tmp_path)
     other, optimizer = tiny_model(2), torch.optim.AdamW(param_groups(model, 0.1))
     load_checkpoint(run_dir / "last.pth", other, optimizer)
     assert same(weights(other), seen[2]) and optimizer.state
-    with pytest.raises(FileExistsError, match="earlier run"):
-        run(model, batches, 3, evaluate=evaluate, run_dir=run_dir)
 
 
 def test_bfloat16_trains_about_as_float32_does():
@@ -255,7 +253,7 @@ def test_bfloat16_trains_about_as_float32_does():
 @pytest.mark.parametrize("change", [{"n_heads": 4}, {"n_layers": 1}, {"emb_dim": 32}])
 def test_checkpoint_of_another_model_is_refused(tmp_path, change):
     save_checkpoint(tmp_path / "model.pth", tiny_model())
-    with pytest.raises((ValueError, RuntimeError), match="heads|trf_blocks|size mism"):
+    with pytest.raises(ValueError, match="of another model"):
         load_checkpoint(tmp_path / "model.pth", tiny_model(**change))
 
 
