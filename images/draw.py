@@ -848,7 +848,7 @@ def reward_loop(d):
     d.note((555, 228, "rewards"), (265, 228, "what to raise,"), fill=INK)
     d.note((265, 256, "what to lower"), fill=INK)
     d.note((265, 152, "other weights, new answers"), fill=GREEN)
-    d.note((410, 306, "From outside come the problems, and one number for each answer."))
+    d.note((410, 306, "Only problems and a number for each answer come from outside."))
 
 
 @figure("Advantages within a group", 300)
