@@ -151,7 +151,7 @@ RECORDS = [
     {"instruction": f"Say {n}.", "input": "海" * (n % 3), "output": f"{n}, no more."}
     for n in range(24)
 ]
-FEW = {"SETTINGS": {256: (1e-3, 4, 8)}, "TESTS": 2, "WRITTEN": 3}
+FEW = {"SETTINGS": {256: (1e-3, 4, 2, 8)}, "TESTS": 2, "WRITTEN": 3}
 
 
 @pytest.fixture
