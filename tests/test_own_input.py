@@ -44,13 +44,18 @@ def run(stem, monkeypatch, **settings):
     assert not left, f"{stem} has no settings {[*left]}"
 
 
-@pytest.fixture(params=TEXTS)
+@pytest.fixture
 def text_file(request, tmp_path):
     path = tmp_path / "own.txt"
     path.write_text(TEXTS[request.param], encoding="utf-8")
     return str(path)
 
 
+def texts(*names):
+    return pytest.mark.parametrize("text_file", names, indirect=True)
+
+
+@texts(*TEXTS)
 @pytest.mark.parametrize("context, size", [(4, 300), (1, 256)])
 def test_01_takes_any_text(text_file, context, size, monkeypatch):
     run("01_tokenizer", monkeypatch, TEXT=text_file, VOCAB_SIZE=size, CONTEXT=context)
@@ -66,10 +71,12 @@ def test_02_takes_any_sentence_and_sizes(sentence, sizes, monkeypatch):
     run("02_attention", monkeypatch, SENTENCE=sentence, **settings)
 
 
+@texts("chinese")
 def test_03_takes_any_text(text_file, monkeypatch):
     run("03_architecture", monkeypatch, TEXT=text_file, PROMPT="海", STEPS=2)
 
 
+@texts("chinese", "with-end-of-text")
 def test_04_takes_other_texts_and_sizes(text_file, monkeypatch, tmp_path):
     monkeypatch.setattr(helpers, "RUNS", tmp_path)
     path = Path(text_file)
@@ -94,6 +101,7 @@ def small_model(tmp_path_factory):
     return write_random(tmp_path_factory.mktemp("own") / "small", **SMALL)
 
 
+@texts("short", "chinese")
 def test_05_takes_any_model_and_text(text_file, small_model, monkeypatch):
     monkeypatch.setenv("COURSE_MODEL", str(small_model))
     monkeypatch.setitem(
