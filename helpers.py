@@ -7,6 +7,7 @@ width of a head (`C = H * D`), `V` vocabulary.
 
 import base64
 import copy
+import ctypes
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import tempfile
 import time
 import zlib
 from collections import Counter, defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -103,6 +104,12 @@ def pick_precision(device):
             break
     torch.set_num_threads(threads)
     return torch.bfloat16 if gain >= 1.5 else torch.float32
+
+
+def trim_memory():
+    """Return freed memory to the system; glibc keeps much of it otherwise."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def set_seed(seed):
@@ -1010,6 +1017,7 @@ def train_model(
                 row |= evaluate(model)
         history.append(row)
         total, n_total = 0.0, 0
+        trim_memory()
         # Keep
         if run_dir:
             save_checkpoint(Path(run_dir) / "last.pth", model, optimizer, **row)
