@@ -553,7 +553,7 @@ def gpt_model(d):
     shape (B, T, V)."""
     ids = d.box(28, 36, 74, 52, "ids", color=GOLD, font=SANS)
     tok_emb = d.box(220, 36, 132, 52, "tok_emb", "one row per id")
-    pos_emb = d.box(220, 116, 132, 52, "pos_emb", "one row per place", ORANGE)
+    pos_emb = d.box(220, 116, 132, 52, "pos_emb", "one row per position", ORANGE)
     plus = d.plus(466, 62)
     drop_emb = d.box(590, 36, 122, 52, "drop_emb", "dropout", GREEN)
     d.rect(34, 216, 296, 86, WHITE, PURPLE, r=8, width=1.2, dash="4 4")

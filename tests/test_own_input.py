@@ -18,9 +18,8 @@ import helpers
 from helpers import GPT_CONFIG_124M, GPTModel, get_tokenizer
 
 TEXTS = {
-    "short": "Sea, seat, tea. A short text, by me.",
-    "chinese": "海上生明月,天涯共此时。情人怨遥夜,竟夕起相思。\n" * 3,
-    "with-end-of-text": "One tale.<|endoftext|>Another tale, with <|endoftext|> twice.",
+    "short": "海, seat, tea. A short text, by me.",
+    "long": "海上生明月,天涯共此时。<|endoftext|>情人怨遥夜,竟夕起相思。\n" * 3,
 }
 
 
@@ -71,12 +70,12 @@ def test_02_takes_any_sentence_and_sizes(sentence, sizes, monkeypatch):
     run("02_attention", monkeypatch, SENTENCE=sentence, **settings)
 
 
-@texts("chinese")
+@texts("long")
 def test_03_takes_any_text(text_file, monkeypatch):
     run("03_architecture", monkeypatch, TEXT=text_file, PROMPT="海", STEPS=2)
 
 
-@texts("chinese", "with-end-of-text")
+@texts("long")
 def test_04_takes_other_texts_and_sizes(text_file, monkeypatch, tmp_path):
     monkeypatch.setattr(helpers, "RUNS", tmp_path)
     path = Path(text_file)
@@ -101,7 +100,7 @@ def small_model(tmp_path_factory):
     return write_random(tmp_path_factory.mktemp("own") / "small", **SMALL)
 
 
-@texts("short", "chinese")
+@texts("short")
 def test_05_takes_any_model_and_text(text_file, small_model, monkeypatch):
     monkeypatch.setenv("COURSE_MODEL", str(small_model))
     monkeypatch.setitem(
@@ -174,7 +173,10 @@ def test_07_takes_own_records(model_07, tmp_path, monkeypatch, capsys):
     path = tmp_path / "own.jsonl"  # JSON Lines, one record too long, some without input
     rows = [*RECORDS, {"instruction": "Go.", "output": "on " * 400}]
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    run("07_instruction_finetuning", monkeypatch, RECORDS=str(path), **FEW)
+    story = tmp_path / "story.txt"
+    story.write_text(TEXTS["long"], encoding="utf-8")
+    settings = {"RECORDS": str(path), "STORY": str(story)}
+    run("07_instruction_finetuning", monkeypatch, **settings, **FEW)
     assert "left out: too long" in capsys.readouterr().out
 
 
