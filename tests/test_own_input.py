@@ -23,14 +23,17 @@ TEXTS = {
 }
 
 
-def run(stem, monkeypatch, **settings):
-    """Execute a notebook's code cells, each of the settings replaced once."""
+def run(stem, monkeypatch, smaller=(), **settings):
+    """Execute a notebook's code cells, each of the settings replaced once.
+
+    `smaller` has pairs of what a cell says and what is run in its place.
+    """
     monkeypatch.chdir(NOTEBOOKS)
     monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
     if stem < "05":  # these run without TensorFlow
         monkeypatch.setitem(sys.modules, "tensorflow", None)
         monkeypatch.setattr(helpers, "import_tensorflow", None)
-    namespace, left = {"__name__": stem}, dict(settings)
+    namespace, left, smaller = {"__name__": stem}, dict(settings), dict(smaller)
     for cell in read_notebook(stem).cells:
         if cell.cell_type == "code":
             source = cell.source
@@ -39,8 +42,10 @@ def run(stem, monkeypatch, **settings):
                 if re.search(line, source, flags=re.M):
                     value = f"{name} = {left.pop(name)!r}"
                     source = re.sub(line, lambda _, v=value: v, source, flags=re.M)
+            for old in [old for old in smaller if old in source]:
+                source = source.replace(old, smaller.pop(old))
             exec(compile(source, stem, "exec"), namespace)
-    assert not left, f"{stem} has no settings {[*left]}"
+    assert not left and not smaller, f"{stem} lacks {[*left, *smaller]}"
 
 
 @pytest.fixture
@@ -72,18 +77,20 @@ def test_02_takes_any_sentence_and_sizes(sentence, sizes, monkeypatch):
 
 @texts("long")
 def test_03_takes_any_text(text_file, monkeypatch):
-    run("03_architecture", monkeypatch, TEXT=text_file, PROMPT="海", STEPS=2)
+    smaller = [('"n_layers": 12,  # transformer', '"n_layers": 2,  # transformer')]
+    run("03_architecture", monkeypatch, smaller, TEXT=text_file, PROMPT="海", STEPS=2)
 
 
 @texts("long")
 def test_04_takes_other_texts_and_sizes(text_file, monkeypatch, tmp_path):
     monkeypatch.setattr(helpers, "RUNS", tmp_path)
     path = Path(text_file)
-    path.write_text(path.read_text("utf-8") * 20, "utf-8")
+    path.write_text(path.read_text("utf-8") * 10, "utf-8")
     sizes = {"context_length": 16, "emb_dim": 32, "n_heads": 2, "n_layers": 1}
     run(
         "04_pretraining",
         monkeypatch,
+        [('"emb_dim": 256', '"emb_dim": 32'), ('"emb_dim": 128', '"emb_dim": 16')],
         TEXT=text_file,
         CONFIG=helpers.GPT_CONFIG_124M | sizes,
         NUM_EPOCHS=1,
