@@ -8,6 +8,7 @@ width of a head (`C = H * D`), `V` vocabulary.
 import base64
 import copy
 import ctypes
+import io
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from functools import lru_cache, partial
 from itertools import islice, pairwise
 from pathlib import Path
 
+import ipywidgets
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -62,6 +64,31 @@ plt.rcParams.update(
     }
 )
 pooch.get_logger().setLevel("WARNING")
+
+
+def slider_plot(draw, **ranges):
+    """Return sliders, and a picture of what `draw` plots at their values.
+
+    `ipywidgets.interact` does the same, but nbconvert can wait for it for ever
+    (github.com/jupyter/nbclient/issues/312).
+    """
+    make, sliders = ipywidgets.interactive.widget_from_abbrev, {}
+    for (name, limits), value in zip(ranges.items(), draw.__defaults__, strict=True):
+        sliders[name] = make(limits, value)
+        sliders[name].description = name
+    picture = ipywidgets.Image()
+
+    def redraw(_=None):
+        draw(**{name: slider.value for name, slider in sliders.items()})
+        file = io.BytesIO()
+        plt.savefig(file, bbox_inches="tight")
+        plt.close()
+        picture.value = file.getvalue()
+
+    for slider in sliders.values():
+        slider.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([*sliders.values(), picture])
 
 
 def small_model_logits(device):

@@ -12,11 +12,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
 import helpers
-from helpers import fetch, load_text, pick_device, pick_precision, set_seed
+from helpers import (
+    fetch,
+    load_text,
+    pick_device,
+    pick_precision,
+    set_seed,
+    slider_plot,
+)
 
 TEXT = "".join(f"line {i} of a small invented file\n" for i in range(600))
 GOOD = TEXT.encode("utf-8")
@@ -282,3 +290,12 @@ def test_nothing_here_moves_the_random_numbers():
     assert pick_precision("cpu") in (torch.float32, torch.bfloat16)
     helpers.small_model_logits("cpu")
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_slider_redraws_its_picture():
+    box = slider_plot(lambda h=1.0, n=2: plt.bar(range(n), h), h=(0.5, 3.0), n=(1, 5))
+    *sliders, picture = box.children
+    before = picture.value
+    assert [slider.value for slider in sliders] == [1.0, 2] and before[1:4] == b"PNG"
+    sliders[1].value = 4
+    assert picture.value != before and not plt.get_fignums()
