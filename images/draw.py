@@ -642,7 +642,7 @@ def training_loop(d):
     side = PURPLE, SANS
     d.box(40, 290, 232, 80, "evaluate", "loss on training\nand validation data", *side)
     d.box(294, 290, 232, 80, "sample", "continue a prompt,\nread the text", *side)
-    d.box(548, 290, 232, 80, "checkpoint", "save all it takes\nto resume", *side)
+    d.box(548, 290, 232, 80, "checkpoint", "save model\nand optimizer", *side)
 
 
 @figure("Drawing the next token", 424)
