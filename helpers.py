@@ -105,7 +105,10 @@ def pick_device():
     """Return CUDA or MPS where a small model gives the CPU's logits, else the CPU."""
     for name, module in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
         if module.is_available():
-            gap = (small_model_logits(name) - small_model_logits("cpu")).abs().max()
+            try:
+                gap = (small_model_logits(name) - small_model_logits("cpu")).abs().max()
+            except RuntimeError:  # PyTorch has dropped this GPU
+                gap = math.inf
             if gap < 0.02:
                 return torch.device(name)
             print(f"{name} gives logits that are off by {gap:.2g}: the CPU is used.")
@@ -898,7 +901,7 @@ def keep_top(logits, top_k=None, top_p=None):
     if top_p is not None:
         probs, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)  # (B, V)
         cut = probs.cumsum(dim=-1) - probs >= top_p  # the ones before it suffice
-        cut = torch.zeros_like(cut).scatter(-1, order, cut)  # in vocabulary order
+        cut = cut.scatter(-1, order, cut)  # in vocabulary order
         logits = logits.masked_fill(cut, -torch.inf)
     return logits
 
@@ -968,10 +971,10 @@ def next_token_loss(model, inputs, targets):
 
 
 @torch.no_grad()
-def mean_loss(model, batches, loss_fn=next_token_loss, num_batches=None):
-    """Return the loss per target over the (first) batches. Notebook 04."""
+def mean_loss(model, batches, loss_fn=next_token_loss):
+    """Return the loss per target over the batches. Notebook 04."""
     device, total, n_targets = next(model.parameters()).device, 0.0, 0
-    for batch in islice(batches, num_batches):
+    for batch in batches:
         loss, n = loss_fn(model, *(part.to(device) for part in batch))
         total, n_targets = total + loss.item(), n_targets + int(n)
     return total / n_targets
@@ -1007,12 +1010,13 @@ def train_model(
         groups = param_groups(model, weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not all(id(p) in held for p in trainable):
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    if not held.issuperset(trainable):
         raise ValueError("the optimizer lacks parameters of the model: make a new one")
     min_lr = peak_lr / 10 if min_lr is None else min_lr
     stream = endless(batches)
     history, seen, total, n_total = [], 0, 0.0, 0
+    model.zero_grad()  # a run that was stopped may have left some
     for step in tqdm(range(1, num_steps + 1), leave=False):
         # Gradient
         model.train()
@@ -1139,9 +1143,9 @@ def load_gpt2(name=None):
         tokenizer = read_tokenizer(folder)
         if tokenizer.n_vocab != config["vocab_size"]:
             raise ValueError(f"{tokenizer.n_vocab} tokens, {config['vocab_size']} rows")
+    tf = import_tensorflow()
     with blame(folder / "model.ckpt.index"):
-        checkpoint = str(folder / "model.ckpt")
-        reader = import_tensorflow().train.load_checkpoint(checkpoint)
+        reader = tf.train.load_checkpoint(str(folder / "model.ckpt"))
         names = reader.get_variable_to_shape_map().keys()
         if odd := gpt2_places(model).keys() ^ names:
             raise ValueError(f"{min(odd)} is only in it, or only in hparams.json")
@@ -1184,8 +1188,8 @@ def random_split(df, train_frac, validation_frac, seed=123):
 class SpamDataset(TensorDataset):
     """Pairs of ids `(max_length,)`, padded, and a label; of a CSV file or a table.
 
-    Its columns are `Label`, the class's number, and `Text`. Without `max_length` the
-    longest message decides. Notebook 06.
+    Its columns are `Label`, the class's number, and `Text`. `max_length` cuts texts,
+    whose longest is then the width. Notebook 06.
     """
 
     def __init__(self, data, tokenizer, max_length=None, pad_token_id=50256):

@@ -33,7 +33,7 @@ def definitions():
     notebook = nbformat.read(notebooks / "08_learning_from_rewards.ipynb", 4)
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     for source in code:
-        if "models" not in source and "plt.show()" not in source:  # no live runs
+        if "experiment" not in book or "def careful(" in source:  # no live runs
             exec(source, book)
         if "def careful(" in source:
             return book

@@ -30,8 +30,9 @@ def store(name):
     path = NOTEBOOKS / name
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
+    place = {"metadata": {"path": path.parent}}
     NotebookClient(
-        notebook, timeout=3600, resources={"metadata": {"path": path.parent}}
+        notebook, timeout=3600, resources=place, coalesce_streams=True
     ).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":

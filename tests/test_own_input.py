@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 from notebook_cells import NOTEBOOKS, read_notebook
 from random_checkpoint import SMALL, write_random
@@ -209,3 +210,25 @@ def test_08_takes_another_model(model_07, monkeypatch):
     few = {"TESTS": 2, "DIALOGUES_READ": 16, "SECONDS": 0.1, "STEPS": 1}
     few |= {"PROMPTS, SAMPLES": (2, 3), "WORD_COUNTS": range(2, 5)}
     run("08_learning_from_rewards", monkeypatch, **few)
+
+
+def test_the_long_runs_of_08_are_logged(model_07, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(helpers.DATA)
+    monkeypatch.chdir(tmp_path)
+    import reward_runs
+
+    name, text = "08_learning_from_rewards.ipynb", "DIALOGUES_READ = 16"
+    book = (NOTEBOOKS / name).read_text("utf-8").replace("DIALOGUES_READ = 2400", text)
+    book = book.replace("PROMPTS, SAMPLES = 8, 16", "PROMPTS, SAMPLES = 2, 3")
+    book = book.replace("TESTS = 60", "TESTS = 2")
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / name).write_text(book, "utf-8")
+    monkeypatch.setattr(reward_runs, "ROOT", tmp_path)
+    options = "--seconds 0.01 --seeds 1 --part 4/5 --log".split()
+    monkeypatch.setattr(sys, "argv", ["", *options, str(tmp_path / "log.csv")])
+    reward_runs.main()
+    log = pd.read_csv(tmp_path / "log.csv")
+    assert log["method"].tolist() == ["policy gradient, orders"]
+    assert log[["seed", "steps"]].values.tolist() == [[123, 10]]
+    reward_runs.main()  # what the log has isn't made again
+    assert len(pd.read_csv(tmp_path / "log.csv")) == 1
