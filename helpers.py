@@ -1335,7 +1335,7 @@ def merge_lora(model):
             merged = copy.deepcopy(child.linear)  # a tied embedding stays as it is
             merged.weight += child.lora.scaling * (child.lora.A @ child.lora.B).T
             setattr(model, name, merged)
-            if isinstance(model, GPTModel):
+            if isinstance(model, GPTModel) and model.cfg.get("tie_weights"):
                 model.cfg["tie_weights"] = False
         else:
             merge_lora(child)

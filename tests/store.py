@@ -31,9 +31,7 @@ def store(name):
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
     place = {"metadata": {"path": path.parent}}
-    NotebookClient(
-        notebook, timeout=3600, resources=place, coalesce_streams=True
-    ).execute()
+    NotebookClient(notebook, resources=place, coalesce_streams=True).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.metadata.pop("execution", None)
