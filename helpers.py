@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from itertools import islice, pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import ipywidgets
 import matplotlib as mpl
@@ -135,6 +136,19 @@ def pick_precision(device):
             break
     torch.set_num_threads(threads)
     return torch.bfloat16 if gain >= 1.5 else torch.float32
+
+
+class Muon(torch.optim.Muon):
+    """PyTorch's Muon, which multiplies in bfloat16; in float32 where that is slow."""
+
+    def step(self, closure=None):
+        precision = pick_precision(self.param_groups[0]["params"][0].device)
+
+        def convert(tensor):
+            return tensor.to(precision, copy=True)
+
+        with patch.object(torch.Tensor, "bfloat16", convert):
+            return super().step(closure)
 
 
 def trim_memory():

@@ -254,7 +254,7 @@ def make_optimizers(model, weight_decay):
     matrices = [p for p in model.trf_blocks.parameters() if p.dim() == 2]
     tables = [model.tok_emb.weight, model.pos_emb.weight]
     rest = [p for p in model.parameters() if p.dim() < 2]
-    muon = torch.optim.Muon(
+    muon = helpers.Muon(
         matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
     )
     groups = [{"params": tables, "weight_decay": weight_decay}, {"params": rest}]
