@@ -3,11 +3,13 @@
 import itertools
 import math
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import helpers
 from helpers import (
@@ -249,6 +251,31 @@ def test_bfloat16_trains_about_as_float32_does():
 
 
 # Checkpoints
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_muon_multiplies_in_the_format_that_is_fast(precision, monkeypatch):
+    monkeypatch.setattr(helpers, "pick_precision", lambda device: precision)
+    start, grad, seen = torch.randn(6, 9), torch.randn(6, 9), set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "mm" in str(function):
+                seen.update(a.dtype for a in args)
+            return function(*args, **(kwargs or {}))
+
+    after = []
+    for kind in (torch.optim.Muon, helpers.Muon):
+        p = nn.Parameter(start.clone())
+        p.grad = grad.clone()
+        optimizer = kind([p], adjust_lr_fn="match_rms_adamw")
+        with Watch() if kind is helpers.Muon else nullcontext():
+            optimizer.step()
+        after.append(p.detach())
+        assert torch.equal(p.grad, grad)
+    assert seen == {precision}
+    assert torch.allclose(*after, atol=1e-4)
+    assert torch.randn(2).bfloat16().dtype == torch.bfloat16  # as before
 
 
 @pytest.mark.parametrize("change", [{"n_heads": 4}, {"n_layers": 1}, {"emb_dim": 32}])
