@@ -776,7 +776,10 @@ def generate_text_simple(model, idx, max_new_tokens, context_size):
 
 @torch.no_grad()
 def init_weights(model):
-    """Give a model GPT-2's initial weights, section 2.3 of its paper. Notebook 03."""
+    """Give a model GPT-2's initial weights, scaled to its width. Notebook 03.
+
+    Source: Radford et al. 2019, section 2.3.
+    """
     std = 0.02 * math.sqrt(768 / model.cfg["emb_dim"])
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):
