@@ -1137,14 +1137,14 @@ def copy_weights(reader, model):
     """Fill a model with the tensors of a TensorFlow checkpoint. Notebook 05."""
     for name, parameters in gpt2_places(model).items():
         with blame(name):
-            tensor = torch.from_numpy(reader.get_tensor(name)).float()
+            tensor = torch.from_numpy(reader.get_tensor(name))
             if name.endswith("/w"):
                 tensor = tensor[0].T  # (1, n_in, n_out) -> (n_out, n_in)
             parts = tensor.chunk(len(parameters))
             for parameter, part in zip(parameters, parts, strict=True):
                 if part.shape != parameter.shape:
                     raise ValueError(f"{part.shape}, not {parameter.shape}")
-                parameter.data = part.contiguous()  # copies only what is transposed
+                parameter.data.copy_(part)
 
 
 def load_gpt2(name=None):
