@@ -796,13 +796,13 @@ def init_weights(model):
 # =====================================================================================
 
 
-def bigram_model(train_ids, V, k=10):
+def bigram_model(train_ids, V, k=30, alpha=0.03):
     """Return unigram p(b) and smoothed bigram p(b | a), as functions. Notebook 04."""
     single, double = Counter(train_ids), Counter(pairwise(train_ids))
     first = Counter(train_ids[:-1])  # how often each token has a successor
 
     def unigram(b):
-        return (single[b] + 1) / (len(train_ids) + V)
+        return (single[b] + alpha) / (len(train_ids) + alpha * V)
 
     def bigram(a, b):
         return (double[a, b] + k * unigram(b)) / (first[a] + k)
@@ -1314,7 +1314,7 @@ class LoRALayer(nn.Module):
     def __init__(self, in_dim, out_dim, rank, alpha):
         super().__init__()
         self.A = nn.Parameter(torch.empty(in_dim, rank))
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5), mode="fan_out")  # (in_dim)
         self.B = nn.Parameter(torch.zeros(rank, out_dim))  # no change at first
         self.scaling = alpha / rank
 
