@@ -228,8 +228,10 @@ def test_lora_on_a_whole_model_begins_as_nothing_and_is_merged(dataset, dtype):
     replace_linear_with_lora(model, rank=2, alpha=4)
     replace_linear_with_lora(model, rank=2, alpha=4)  # wraps nothing twice
     assert torch.equal(class_logits(model, dataset.ids), plain)
-    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert all(name.endswith((".A", ".B")) for name in learning)
+    for A in (p for name, p in learning.items() if name.endswith(".A")):
+        assert 0.5 < A.abs().max() * len(A) ** 0.5 < 1.01  # as in any linear layer
     loader = DataLoader(dataset, batch_size=8)
     train_classifier(model, loader, loader, num_epochs=1, lr=1e-2)
     assert classify_review("win", model, TOKENIZER) in ("spam", "not spam")
