@@ -1314,7 +1314,7 @@ class LoRALayer(nn.Module):
     def __init__(self, in_dim, out_dim, rank, alpha):
         super().__init__()
         self.A = nn.Parameter(torch.empty(in_dim, rank))
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5), mode="fan_out")  # (in_dim)
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5), mode="fan_out")  # ±1/√in_dim
         self.B = nn.Parameter(torch.zeros(rank, out_dim))  # no change at first
         self.scaling = alpha / rank
 
